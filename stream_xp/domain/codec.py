@@ -1,0 +1,212 @@
+"""From the bytes of a Kafka record to an exposure or a reward, or to the reason why not.
+
+A record carries JSON, plain or in a CloudEvents envelope: binary (attributes in ``ce_`` headers) or structured
+(``content-type: application/cloudevents+json``, the event as the value). The checks run in a fixed order, so
+that a record always gets the same reason: size, emptiness, key, envelope, JSON, fields, key equals unit, time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeAlias, TypeVar
+
+import msgspec
+
+from stream_xp.domain.events import Exposure, Reward, epoch_ms
+from stream_xp.errors import Reason, RecordRejected
+
+Headers: TypeAlias = Sequence[tuple[str, bytes | None]]
+Event = TypeVar("Event", Exposure, Reward)
+
+_STRUCTURED = b"application/cloudevents"
+_ENVELOPE_FIELDS = ("id", "source", "time")
+
+
+class Limits(NamedTuple):
+    """Bounds that hold before and after decoding.
+
+    Attributes:
+        record_bytes: longest value that is decoded.
+        future_ms: how far event time may be ahead of the broker's append time.
+    """
+
+    record_bytes: int = 65_536
+    future_ms: int = 300_000
+
+
+class RawRecord(NamedTuple):
+    """One Kafka record: key and value as bytes, append time in epoch milliseconds."""
+
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+    log_time_ms: int
+
+
+_EXPOSURES = msgspec.json.Decoder(Exposure)
+_REWARDS = msgspec.json.Decoder(Reward)
+_OBJECT = msgspec.json.Decoder(dict[str, Any])
+
+
+def decode_exposure(record: RawRecord, limits: Limits = Limits()) -> Exposure:  # noqa: B008 (immutable)
+    """The exposure in `record`; raises RecordRejected with the first rule it breaks."""
+    return _decode(record, limits, _EXPOSURES, Exposure)
+
+
+def decode_reward(record: RawRecord, limits: Limits = Limits()) -> Reward:  # noqa: B008 (immutable)
+    """The reward in `record`; raises RecordRejected with the first rule it breaks."""
+    return _decode(record, limits, _REWARDS, Reward)
+
+
+def decode_exposures(
+    records: Sequence[RawRecord], limits: Limits = Limits()  # noqa: B008 (immutable)
+) -> list[Exposure | RecordRejected]:
+    """`decode_exposure` of each record, with a refusal in place of an exception; one call into the decoder."""
+    return _decode_many(records, limits, _EXPOSURES, decode_exposure)
+
+
+def decode_rewards(
+    records: Sequence[RawRecord], limits: Limits = Limits()  # noqa: B008 (immutable)
+) -> list[Reward | RecordRejected]:
+    """`decode_reward` of each record, with a refusal in place of an exception; one call into the decoder."""
+    return _decode_many(records, limits, _REWARDS, decode_reward)
+
+
+def _decode(record: RawRecord, limits: Limits, decoder: msgspec.json.Decoder[Event], event: type[Event]) -> Event:
+    value = _checked_value(record, limits)
+    key = _checked_key(record)
+    decoded = _guarded(lambda: _unwrap(value, record.headers, decoder, event))
+    _check_key(key, decoded)
+    _check_time(decoded, record.log_time_ms, limits)
+    return decoded
+
+
+def _decode_many(
+    records: Sequence[RawRecord],
+    limits: Limits,
+    decoder: msgspec.json.Decoder[Event],
+    decode_one: Callable[[RawRecord, Limits], Event],
+) -> list[Event | RecordRejected]:
+    events = _decode_lines(records, limits, decoder)
+    if events is None:
+        return [_attempt(record, limits, decode_one) for record in records]
+    future_ms = limits.future_ms
+    return [
+        event
+        if record.key == event.unit.encode() and 0 <= epoch_ms(event.time) <= record.log_time_ms + future_ms
+        else _attempt(record, limits, decode_one)
+        for record, event in zip(records, events, strict=True)
+    ]
+
+
+def _decode_lines(
+    records: Sequence[RawRecord], limits: Limits, decoder: msgspec.json.Decoder[Event]
+) -> list[Event] | None:
+    """All values in one call, or None where any record needs the careful path.
+
+    The decoder takes values one after the other and cares little for lines, so pieces of two records could
+    pass for whole ones. Hence every newline must stand between two records and between ``}`` and ``{``: JSON
+    has no such place inside a value (a string holds no raw newline, an object is followed by ``,``, ``]`` or
+    ``}``), so every record begins a value, and with as many values as records each record is one.
+    """
+    values = [record.value for record in records if record.value and not record.headers]
+    if len(values) != len(records) or max(map(len, values), default=0) > limits.record_bytes:
+        return None
+    lines = b"\n".join(values)
+    if not lines.count(b"\n") == lines.count(b"}\n{") == len(values) - 1:
+        return None
+    try:
+        events = decoder.decode_lines(lines)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+        return None
+    return events if len(events) == len(values) else None
+
+
+def _attempt(
+    record: RawRecord, limits: Limits, decode_one: Callable[[RawRecord, Limits], Event]
+) -> Event | RecordRejected:
+    try:
+        return decode_one(record, limits)
+    except RecordRejected as rejection:
+        return rejection
+
+
+def _checked_value(record: RawRecord, limits: Limits) -> bytes:
+    if record.value is not None and len(record.value) > limits.record_bytes:
+        detail = f"value has {len(record.value)} bytes, the limit is {limits.record_bytes}"
+        raise RecordRejected(Reason.TOO_LARGE, detail)
+    if not record.value:
+        raise RecordRejected(Reason.EMPTY_VALUE, "value is empty or null")
+    return record.value
+
+
+def _checked_key(record: RawRecord) -> bytes:
+    if not record.key:
+        raise RecordRejected(Reason.MISSING_KEY, "the Kafka key must be the unit, it is empty or null")
+    return record.key
+
+
+def _guarded(decode: Callable[[], Event]) -> Event:
+    try:
+        return decode()
+    except msgspec.ValidationError as error:
+        raise RecordRejected(Reason.INVALID_FIELD, str(error)) from error
+    except msgspec.DecodeError as error:
+        raise RecordRejected(Reason.INVALID_JSON, str(error)) from error
+    except RecursionError as error:
+        raise RecordRejected(Reason.INVALID_JSON, "JSON is nested too deep") from error
+    except UnicodeDecodeError as error:
+        raise RecordRejected(Reason.INVALID_JSON, "value is not UTF-8") from error
+
+
+def _unwrap(
+    value: bytes, headers: Headers, decoder: msgspec.json.Decoder[Event], event: type[Event]
+) -> Event:
+    named = {name.lower(): content for name, content in headers if content is not None}
+    if named.get("content-type", b"").lower().startswith(_STRUCTURED):
+        return _from_structured(value, event)
+    if "ce_specversion" in named or "ce_id" in named:
+        return _from_binary(value, named, event)
+    return decoder.decode(value)
+
+
+def _from_structured(value: bytes, event: type[Event]) -> Event:
+    envelope = _OBJECT.decode(value)
+    data = envelope.get("data")
+    if not isinstance(data, dict):
+        raise RecordRejected(Reason.INVALID_ENVELOPE, "a structured CloudEvent needs `data`, a JSON object")
+    return _with_envelope(data, envelope, event)
+
+
+def _from_binary(value: bytes, named: dict[str, bytes], event: type[Event]) -> Event:
+    try:
+        envelope = {name[3:]: content.decode() for name, content in named.items() if name.startswith("ce_")}
+    except UnicodeDecodeError as error:
+        raise RecordRejected(Reason.INVALID_ENVELOPE, "a CloudEvents header is not UTF-8") from error
+    return _with_envelope(_OBJECT.decode(value), envelope, event)
+
+
+def _with_envelope(data: dict[str, Any], envelope: dict[str, Any], event: type[Event]) -> Event:
+    for attribute in ("specversion", "id", "source", "type"):
+        if not isinstance(envelope.get(attribute), str) or not envelope[attribute]:
+            raise RecordRejected(Reason.INVALID_ENVELOPE, f"CloudEvents attribute `{attribute}` is missing or empty")
+    if envelope["specversion"] != "1.0":
+        raise RecordRejected(Reason.INVALID_ENVELOPE, "CloudEvents `specversion` must be 1.0")
+    attributes = {name: envelope[name] for name in _ENVELOPE_FIELDS if name in envelope}
+    # The envelope's id and source are the identity; the time in the data, if any, is the finer one.
+    return msgspec.convert({**attributes, **data, "id": envelope["id"], "source": envelope["source"]}, event)
+
+
+def _check_key(key: bytes, event: Exposure | Reward) -> None:
+    if key != event.unit.encode():
+        raise RecordRejected(Reason.KEY_MISMATCH, "the Kafka key must equal `unit`, or the two topics cannot be joined")
+
+
+def _check_time(event: Exposure | Reward, log_time_ms: int, limits: Limits) -> None:
+    time_ms = epoch_ms(event.time)
+    if time_ms < 0:
+        raise RecordRejected(Reason.TIME_OUT_OF_RANGE, "`time` is before 1970")
+    ahead_ms = time_ms - log_time_ms
+    if ahead_ms > limits.future_ms:
+        detail = f"`time` is {ahead_ms} ms ahead of the broker, the limit is {limits.future_ms} ms"
+        raise RecordRejected(Reason.TIME_OUT_OF_RANGE, detail)

@@ -1,0 +1,188 @@
+"""What the service says: results, signals and the config record that applications follow."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+
+from stream_xp.domain.statistics import Outcomes
+
+
+class Action(StrEnum):
+    """A decision. Stop outranks hold, hold outranks ship; stop and ship are final until a person resets them."""
+
+    STOP = "stop"
+    HOLD = "hold"
+    SHIP = "ship"
+
+
+class Decision(msgspec.Struct, frozen=True, kw_only=True):
+    """What to do, for which arm, and why in one sentence."""
+
+    action: Action
+    reason: str
+    arm: str | None = None
+    metric: str | None = None
+
+
+class MetricState(StrEnum):
+    """What the evidence of one metric and arm says."""
+
+    UNDETERMINED = "undetermined"
+    INCONCLUSIVE = "inconclusive"
+    BETTER = "better"
+    WORSE = "worse"
+    SAFE = "safe"
+    HARMED = "harmed"
+
+
+class Evidence(msgspec.Struct, frozen=True, kw_only=True):
+    """One test at one look; None where a bound does not exist (one-sided, or undetermined).
+
+    Attributes:
+        estimate, lower, upper: effect of the arm against the control, metric units, treatment minus control.
+        log_e: natural logarithm of the e-value of the null hypothesis.
+        p_always_valid: min(1, 1/e).
+        threshold_log_e: the null is rejected at or above this.
+    """
+
+    estimate: float | None
+    lower: float | None
+    upper: float | None
+    log_e: float
+    p_always_valid: float
+    threshold_log_e: float
+
+
+class MetricResult(msgspec.Struct, frozen=True, kw_only=True):
+    """One metric in one arm against the control.
+
+    Attributes:
+        control_units, arm_units: mature units.
+        control_mean, arm_mean: stratified over weight epochs, metric units.
+        effect: two-sided difference of means; None while undetermined.
+        lift: relative difference (Fieller); None while undetermined or unbounded.
+        harm: one-sided test of harm (guardrails).
+        safety: one-sided test of non-inferiority (guardrails).
+        note: why it is undetermined, if it is.
+    """
+
+    metric: str
+    role: str
+    arm: str
+    state: MetricState
+    control_units: int
+    arm_units: int
+    control_mean: float | None = None
+    arm_mean: float | None = None
+    effect: Evidence | None = None
+    lift: Evidence | None = None
+    harm: Evidence | None = None
+    safety: Evidence | None = None
+    note: str | None = None
+
+
+class SampleRatio(msgspec.Struct, frozen=True, kw_only=True):
+    """The sequential sample-ratio test over all weight epochs."""
+
+    log_e: float
+    p_always_valid: float
+    threshold_log_e: float
+    mismatch: bool
+
+
+class ArmResult(msgspec.Struct, frozen=True, kw_only=True):
+    """Units exposed to an arm, and the weight they should have had (over all epochs)."""
+
+    arm: str
+    units: int
+    expected_units: float
+
+
+class PartitionOffsets(msgspec.Struct, frozen=True, kw_only=True):
+    """The prefix of one source partition that a result is a function of."""
+
+    exposures: int | None
+    rewards: int | None
+    watermark_ms: int | None
+
+
+class Result(msgspec.Struct, frozen=True, kw_only=True):
+    """A record of ``xp.results``: the newest evidence of an experiment.
+
+    Attributes:
+        look: running number of this evaluation of this experiment version.
+        offsets: source partition (as text) to the prefix used.
+        runtime_ms: watermark minus first exposure.
+        invalid: why nothing may ship now; empty when all is well.
+        decision: the decision in force; latched ones stay.
+        evaluated_ms: wall clock of the worker; telemetry, no result depends on it.
+    """
+
+    experiment: str
+    version: int
+    design_hash: str
+    statistics_hash: str
+    code_version: str
+    look: int
+    offsets: dict[str, PartitionOffsets]
+    runtime_ms: int
+    arms: tuple[ArmResult, ...]
+    crossover_units: int
+    metrics: tuple[MetricResult, ...]
+    sample_ratio: SampleRatio | None
+    invalid: tuple[str, ...]
+    decision: Decision
+    exposure_outcomes: Outcomes
+    reward_outcomes: Outcomes
+    evaluated_ms: int
+    schema: int = 1
+
+
+class SignalData(msgspec.Struct, frozen=True, kw_only=True):
+    """The body of a signal: the decision and all that is needed to derive it again."""
+
+    decision: Decision
+    result: Result
+
+
+class Signal(msgspec.Struct, frozen=True, kw_only=True):
+    """A record of ``xp.signals``: a structured CloudEvent; `source` + `id` is the dedupe key."""
+
+    id: str
+    source: str
+    subject: str
+    time: str
+    data: SignalData
+    type: str = "com.streamxp.decision.v1"
+    specversion: str = "1.0"
+    datacontenttype: str = "application/json"
+
+
+class RolloutStatus(StrEnum):
+    """What applications do with the experiment."""
+
+    RUNNING = "running"
+    STOPPED = "stopped"
+    SHIPPED = "shipped"
+
+
+class ConfigRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A record of ``xp.config``: what applications and gates follow.
+
+    Attributes:
+        weights: arm key to share of the traffic from `effective_ms` on; a distribution.
+        config_version: grows with every change.
+        signal_id: the signal that made it so; None while running.
+    """
+
+    experiment: str
+    version: int
+    status: RolloutStatus
+    weights: dict[str, float]
+    weight_epoch: int
+    effective_ms: int
+    config_version: int
+    signal_id: str | None = None
+    schema: int = 1

@@ -1,0 +1,202 @@
+"""Sufficient statistics of one experiment: exact, mergeable, with one canonical form in bytes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+
+import msgspec
+
+SCHEMA = 1
+ALL = ""
+"""The segment that holds every unit."""
+
+
+class ArmUnits(msgspec.Struct, frozen=True, array_like=True):
+    """Units exposed to an arm in a weight epoch and segment, crossovers taken out."""
+
+    arm: str
+    epoch: int
+    segment: str
+    units: int
+
+
+class MetricMoments(msgspec.Struct, frozen=True, array_like=True):
+    """Count, sum and sum of squares of the quantised values of mature units.
+
+    `s` and `q` are decimal strings, because they may exceed what a JSON number holds.
+    """
+
+    metric: str
+    arm: str
+    epoch: int
+    segment: str
+    n: int
+    s: str
+    q: str
+
+
+class ExperimentStatistics(msgspec.Struct, frozen=True, kw_only=True):
+    """All that any test of the experiment needs; a commutative monoid under `merge`.
+
+    Rows are sorted by their key and rows of zeros are left out, so equal statistics have equal bytes.
+
+    Attributes:
+        units: per (arm, epoch, segment), units at their first exposure.
+        moments: per (metric, arm, epoch, segment), mature units.
+        crossover_units: units seen in two arms; their contributions are in no row.
+        first_exposure_ms: earliest event time of an exposure, None before the first.
+        out_of_range: rewards refused by a metric's bound, per metric key.
+    """
+
+    units: tuple[ArmUnits, ...] = ()
+    moments: tuple[MetricMoments, ...] = ()
+    crossover_units: int = 0
+    first_exposure_ms: int | None = None
+    out_of_range: dict[str, int] = {}
+
+    def canonical(self) -> bytes:
+        """The one encoding of these statistics; equality of statistics is equality of these bytes."""
+        return msgspec.json.encode(self, order="deterministic")
+
+    def digest(self) -> str:
+        """SHA-256 of the canonical bytes, hexadecimal."""
+        return hashlib.sha256(self.canonical()).hexdigest()
+
+
+def merge(parts: Iterable[ExperimentStatistics]) -> ExperimentStatistics:
+    """Sum of statistics of disjoint units, such as the partitions of one experiment."""
+    units: dict[tuple[str, int, str], int] = {}
+    moments: dict[tuple[str, str, int, str], tuple[int, int, int]] = {}
+    out_of_range: dict[str, int] = {}
+    firsts: list[int] = []
+    crossover_units = 0
+    for part in parts:
+        for row in part.units:
+            key = (row.arm, row.epoch, row.segment)
+            units[key] = units.get(key, 0) + row.units
+        for cell in part.moments:
+            at = (cell.metric, cell.arm, cell.epoch, cell.segment)
+            n, s, q = moments.get(at, (0, 0, 0))
+            moments[at] = (n + cell.n, s + int(cell.s), q + int(cell.q))
+        for metric, count in part.out_of_range.items():
+            out_of_range[metric] = out_of_range.get(metric, 0) + count
+        crossover_units += part.crossover_units
+        if part.first_exposure_ms is not None:
+            firsts.append(part.first_exposure_ms)
+    return build(
+        units=units,
+        moments=moments,
+        crossover_units=crossover_units,
+        first_exposure_ms=min(firsts, default=None),
+        out_of_range=out_of_range,
+    )
+
+
+def build(
+    *,
+    units: dict[tuple[str, int, str], int],
+    moments: dict[tuple[str, str, int, str], tuple[int, int, int]],
+    crossover_units: int,
+    first_exposure_ms: int | None,
+    out_of_range: dict[str, int],
+) -> ExperimentStatistics:
+    """Canonical statistics from tables keyed by (arm, epoch, segment) and (metric, arm, epoch, segment)."""
+    return ExperimentStatistics(
+        units=tuple(ArmUnits(*key, count) for key, count in sorted(units.items()) if count),
+        moments=tuple(
+            MetricMoments(*key, n, str(s), str(q)) for key, (n, s, q) in sorted(moments.items()) if n
+        ),
+        crossover_units=crossover_units,
+        first_exposure_ms=first_exposure_ms,
+        out_of_range={metric: count for metric, count in sorted(out_of_range.items()) if count},
+    )
+
+
+class Outcomes(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of every record of one source partition; `read` is the sum of all the others.
+
+    Attributes:
+        read: records read.
+        counted: an exposure of a unit in one arm; a reward that reached an exposed unit's window.
+        duplicate: same source and id as an earlier record.
+        late: broker append time minus event time over the allowed lateness.
+        unattributed: a reward that met no exposure, or none whose window holds it.
+        unknown_experiment: names an experiment that has no spec in force.
+        inactive_experiment: names an archived experiment, or an older version of one.
+        crossover: an exposure of a unit seen in two arms.
+        dead_lettered: malformed, kept on the dead-letter topic with its reason.
+        waiting: a reward whose exposure may still come.
+    """
+
+    read: int = msgspec.field(default=0, name="in")
+    counted: int = 0
+    duplicate: int = 0
+    late: int = 0
+    unattributed: int = 0
+    unknown_experiment: int = 0
+    inactive_experiment: int = 0
+    crossover: int = 0
+    dead_lettered: int = 0
+    waiting: int = 0
+
+    def conserved(self) -> bool:
+        """Whether every record read has exactly one outcome."""
+        rest = sum(getattr(self, field) for field in self.__struct_fields__ if field != "read")
+        return bool(self.read == rest)
+
+
+def add_outcomes(parts: Iterable[Outcomes]) -> Outcomes:
+    """Sum of outcomes over partitions or topics."""
+    listed = list(parts)
+    return Outcomes(**{name: sum(getattr(part, name) for part in listed) for name in Outcomes.__struct_fields__})
+
+
+class Progress(msgspec.Struct, frozen=True, kw_only=True):
+    """How far one source topic's partition has been applied; offsets are inclusive, None before the first."""
+
+    first_offset: int | None = None
+    applied_offset: int | None = None
+
+    @property
+    def next_offset(self) -> int | None:
+        """The offset to read next."""
+        return None if self.applied_offset is None else self.applied_offset + 1
+
+
+class PartitionStatistics(msgspec.Struct, frozen=True, kw_only=True):
+    """A record of ``xp.stats``: one experiment in one source partition, whole and cumulative.
+
+    It replaces every earlier record under its key; `newer_than` orders them.
+
+    Attributes:
+        exposures, rewards: the prefix of each source topic these statistics are a function of.
+        watermark_ms: units with t0 + window + lateness at or below it are mature; None before the first record.
+        allowed_lateness_ms: the lateness in force.
+        behind_watermark: offsets of records refused as late only because a quiet partition's watermark had
+            been moved on by the clock; empty as long as the broker's clock and the worker's agree.
+        outcomes: of exposures and rewards of the whole partition, all experiments.
+    """
+
+    experiment: str
+    version: int
+    design_hash: str
+    partition: int
+    exposures: Progress
+    rewards: Progress
+    watermark_ms: int | None
+    allowed_lateness_ms: int
+    statistics: ExperimentStatistics
+    exposure_outcomes: Outcomes
+    reward_outcomes: Outcomes
+    behind_watermark: dict[str, tuple[int, ...]] = {}
+    schema: int = SCHEMA
+
+    def position(self) -> tuple[int, int, int]:
+        """Orders the records of one key: version, records applied, watermark."""
+        applied = sum(-1 if p.applied_offset is None else p.applied_offset for p in (self.exposures, self.rewards))
+        return (self.version, applied, -1 if self.watermark_ms is None else self.watermark_ms)
+
+    def newer_than(self, other: PartitionStatistics) -> bool:
+        """Whether this record replaces `other`."""
+        return self.position() > other.position()

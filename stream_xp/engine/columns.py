@@ -1,0 +1,258 @@
+"""From a block of raw records to columns: what the fold takes, whoever decoded them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from stream_xp.domain.codec import Headers, Limits, RawRecord, decode_exposures, decode_rewards
+from stream_xp.domain.dead_letter import DeadLetter, dead_letter
+from stream_xp.domain.events import Exposure, Reward, epoch_ms
+from stream_xp.engine.registry import DEAD, FOREVER, Interval, Registry, Slot, refuses
+from stream_xp.errors import RecordRejected
+
+Int64 = npt.NDArray[np.int64]
+NO_EXPERIMENT = -1
+
+
+class Block(NamedTuple):
+    """A fetched run of records of one topic partition, in offset order.
+
+    Attributes:
+        fetch_offset: the offset that was asked for; nothing between it and `next_offset` is missing.
+        next_offset: the offset to fetch next.
+        timestamps_ms: the broker's append times.
+    """
+
+    topic: str
+    partition: int
+    fetch_offset: int
+    next_offset: int
+    offsets: Sequence[int]
+    timestamps_ms: Sequence[int]
+    keys: Sequence[bytes | None]
+    values: Sequence[bytes | None]
+    headers: Sequence[Headers]
+
+    def since(self, offset: int) -> Block:
+        """The records at or after `offset`."""
+        first = int(np.searchsorted(np.asarray(self.offsets, np.int64), offset))
+        if first == 0:
+            return self
+        return self._replace(**{name: getattr(self, name)[first:] for name in _PER_RECORD})
+
+
+_PER_RECORD = ("offsets", "timestamps_ms", "keys", "values", "headers")
+
+
+@dataclass(frozen=True, slots=True)
+class ExposureColumns:
+    """Exposures of one partition, one row each, in offset order.
+
+    Attributes:
+        offset, log_ms, time_ms: int64[n].
+        unit, event_id: int64[n, 2], 128-bit hashes.
+        slot: int64[n], slot or UNKNOWN, INACTIVE, DEAD.
+        arm, epoch, segment: int64[n], meaningful where slot >= 0.
+    """
+
+    offset: Int64
+    log_ms: Int64
+    time_ms: Int64
+    unit: Int64
+    event_id: Int64
+    slot: Int64
+    arm: Int64
+    epoch: Int64
+    segment: Int64
+
+
+@dataclass(frozen=True, slots=True)
+class RewardColumns:
+    """Rewards of one partition, one row each, in offset order.
+
+    Attributes:
+        event: int64[n], event code, or NO_EVENT, DEAD, or UNKNOWN - 10, INACTIVE - 10 for its experiment.
+        experiment: int64[n], slot of the only experiment it is for, or NO_EXPERIMENT.
+        value: float64[n], metric units.
+        The rest as in ExposureColumns.
+    """
+
+    offset: Int64
+    log_ms: Int64
+    time_ms: Int64
+    unit: Int64
+    event_id: Int64
+    event: Int64
+    experiment: Int64
+    value: npt.NDArray[np.float64]
+
+
+def log_times(block: Block, floor_ms: int) -> Int64:
+    """Log time of each record: the largest timestamp so far, `floor_ms` that of the records before."""
+    stamps = np.asarray(block.timestamps_ms, np.int64)
+    return np.maximum(np.maximum.accumulate(stamps), floor_ms) if len(stamps) else stamps
+
+
+def exposure_columns(
+    block: Block, registry: Registry, *, floor_ms: int, limits: Limits
+) -> tuple[ExposureColumns, list[DeadLetter]]:
+    """Decode and route a block of exposures; refused rows have slot DEAD and a dead letter."""
+    log_ms = log_times(block, floor_ms)
+    logs = log_ms.tolist()
+    decoded = decode_exposures(_raw(block, logs), limits)
+    router = _ExposureRouter(registry)
+    routed = [router.route(event, log) for event, log in zip(decoded, logs, strict=True)]
+    events = [None if isinstance(route, RecordRejected) else event for event, route in zip(decoded, routed, strict=True)]
+    codes = np.array([_DEAD_EXPOSURE if isinstance(r, RecordRejected) else r for r in routed], np.int64).reshape(-1, 4)
+    columns = ExposureColumns(
+        offset=np.asarray(block.offsets, np.int64),
+        log_ms=log_ms,
+        **_identity(block, events),
+        slot=np.ascontiguousarray(codes[:, 0]),
+        arm=np.ascontiguousarray(codes[:, 1]),
+        epoch=np.ascontiguousarray(codes[:, 2]),
+        segment=np.ascontiguousarray(codes[:, 3]),
+    )
+    return columns, _dead_letters(block, logs, routed)
+
+
+def reward_columns(
+    block: Block, registry: Registry, *, floor_ms: int, limits: Limits
+) -> tuple[RewardColumns, list[DeadLetter]]:
+    """Decode and route a block of rewards; refused rows have event DEAD and a dead letter."""
+    log_ms = log_times(block, floor_ms)
+    logs = log_ms.tolist()
+    decoded = decode_rewards(_raw(block, logs), limits)
+    router = _RewardRouter(registry)
+    routed = [router.route(event, log) for event, log in zip(decoded, logs, strict=True)]
+    events = [None if isinstance(route, RecordRejected) else event for event, route in zip(decoded, routed, strict=True)]
+    codes = np.array([_DEAD_REWARD if isinstance(r, RecordRejected) else r for r in routed], np.int64).reshape(-1, 2)
+    columns = RewardColumns(
+        offset=np.asarray(block.offsets, np.int64),
+        log_ms=log_ms,
+        **_identity(block, events),
+        event=np.ascontiguousarray(codes[:, 0]),
+        experiment=np.ascontiguousarray(codes[:, 1]),
+        value=np.array([0.0 if e is None else e.value for e in events], np.float64),  # type: ignore[union-attr]
+    )
+    return columns, _dead_letters(block, logs, routed)
+
+
+_DEAD_EXPOSURE = (DEAD, 0, 0, 0)
+_DEAD_REWARD = (DEAD, NO_EXPERIMENT)
+
+
+class _ExposureRouter:
+    """Routes exposures, remembering per experiment what never changes inside one plain interval."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._plain: dict[str, tuple[int, int, dict[str, tuple[int, int, int, int]]]] = {}
+
+    def route(self, event: Exposure | RecordRejected, log_ms: int) -> tuple[int, int, int, int] | RecordRejected:
+        if isinstance(event, RecordRejected):
+            return event
+        plain = self._plain.get(event.experiment)
+        if plain is not None and plain[0] <= log_ms < plain[1] and not event.weight_epoch:
+            codes = plain[2].get(event.arm)
+            if codes is not None:
+                return codes
+        return self._route_slowly(event, log_ms)
+
+    def _route_slowly(self, event: Exposure, log_ms: int) -> tuple[int, int, int, int] | RecordRejected:
+        try:
+            codes = self._registry.route_exposure(event, log_ms)
+        except RecordRejected as rejection:
+            return rejection
+        found = self._registry.in_force(event.experiment, log_ms)
+        if not isinstance(found, int) and _is_plain(*found):
+            slot, interval = found
+            arms = {arm: (slot.index, code, 0, 0) for arm, code in slot.arms.items()}
+            self._plain[event.experiment] = (interval.from_ms, interval.until_ms, arms)
+        return codes
+
+
+def _is_plain(slot: Slot, interval: Interval) -> bool:
+    """Whether arm alone decides where an exposure goes: one weight epoch, number 0, and no segments."""
+    return not slot.segments.names and [epoch.epoch for epoch in interval.epochs] == [0]
+
+
+class _RewardRouter:
+    """Routes rewards, remembering per event name from when on some metric always listens, and its tightest bound."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._plain: dict[str, tuple[int, float, tuple[int, int]]] = {}
+        for event, code in registry.events.items():
+            heard = registry.all_listeners(event)
+            open_ended = [slot.intervals[-1].from_ms for slot, _ in heard if slot.intervals[-1].until_ms == FOREVER]
+            bound = min(metric.max_steps * metric.step for _, metric in heard) * (1 - 1e-12)
+            self._plain[event] = (min(open_ended, default=FOREVER), bound, (code, NO_EXPERIMENT))
+
+    def route(self, event: Reward | RecordRejected, log_ms: int) -> tuple[int, int] | RecordRejected:
+        if isinstance(event, RecordRejected):
+            return event
+        plain = self._plain.get(event.metric)
+        if event.experiment is None and plain is not None and log_ms >= plain[0] and abs(event.value) <= plain[1]:
+            return plain[2]
+        try:
+            code = self._registry.route_reward(event, log_ms)
+        except RecordRejected as rejection:
+            return rejection
+        return code, self._only(event, log_ms)
+
+    def _only(self, event: Reward, log_ms: int) -> int:
+        found = None if event.experiment is None else self._registry.in_force(event.experiment, log_ms)
+        return NO_EXPERIMENT if found is None or isinstance(found, int) else found[0].index
+
+
+def _raw(block: Block, logs: list[int]) -> list[RawRecord]:
+    return list(map(RawRecord, block.keys, block.values, block.headers, logs))
+
+
+def _identity(block: Block, events: Sequence[Exposure | Reward | None]) -> dict[str, Any]:
+    return {
+        "time_ms": np.array([0 if e is None else epoch_ms(e.time) for e in events], np.int64),
+        "unit": hashes([b"" if e is None else key or b"" for e, key in zip(events, block.keys, strict=True)]),
+        "event_id": hashes([b"" if e is None else f"{e.source}\0{e.id}".encode() for e in events]),
+    }
+
+
+def hashes(values: Sequence[bytes]) -> Int64:
+    """128-bit XXH3 of each value as two int64: int64[n, 2]."""
+    return np.frombuffer(b"".join(map(xxhash.xxh3_128_digest, values)), np.int64).reshape(-1, 2)
+
+
+def _dead_letters(block: Block, logs: list[int], routed: Sequence[object]) -> list[DeadLetter]:
+    return [
+        dead_letter(
+            topic=block.topic,
+            partition=block.partition,
+            offset=block.offsets[row],
+            log_time_ms=logs[row],
+            reason=route.reason,
+            detail=route.detail,
+            key=block.keys[row],
+            value=block.values[row],
+        )
+        for row, route in enumerate(routed)
+        if isinstance(route, RecordRejected)
+    ]
+
+
+__all__ = [
+    "Block",
+    "ExposureColumns",
+    "RewardColumns",
+    "exposure_columns",
+    "hashes",
+    "log_times",
+    "refuses",
+    "reward_columns",
+]

@@ -1,0 +1,606 @@
+"""The hot path of the fold: compiled loops over columns.
+
+Plain loops over arrays, compiled by numba (cached, without the GIL). What the loops compute is defined in
+docs/semantics.md; `stream_xp.engine.state` owns the arrays and sees that they are large enough before a call.
+All hashes, times and counts are int64; sums and sums of squares are 128-bit in two int64 words.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+Int64 = npt.NDArray[np.int64]
+
+NEVER = -(2**62)
+OVERFLOW = 2**61
+"""A unit's sum beyond this would let its square leave 128 bits; MAX_STEPS makes it take 2**21 rewards."""
+
+# Where the scalars stand in State.scalars.
+LOG_EXPOSURES, LOG_REWARDS, WATERMARK, ROWS, VALUES, DUE, WAITING, FREE, POOL, IDS_EXPOSURES, IDS_REWARDS, FAULT = range(12)
+SCALARS = 12
+
+# Where the outcomes stand in State.exposure_outcomes and reward_outcomes; the order of domain.statistics.Outcomes.
+READ, COUNTED, DUPLICATE, LATE, UNATTRIBUTED, UNKNOWN_EXPERIMENT, INACTIVE_EXPERIMENT, CROSSOVER, DEAD_LETTERED, WAITS = range(10)
+OUTCOMES = 10
+
+AGG_ANY, AGG_SUM, AGG_MAX, AGG_LAST = range(4)
+VALUE_WIDTH = (1, 1, 2, 3)
+"""int64 words of a unit's value per aggregation: any 0/1; sum; max and count; last, its time and its offset."""
+
+
+SLOT = np.dtype(
+    [
+        ("width", "i8"),
+        ("cells", "i8"),
+        ("arms", "i8"),
+        ("metric_start", "i8"),
+        ("stage_start", "i8"),
+        ("interval_start", "i8"),
+        ("dimension_start", "i8"),
+        ("epoch_start", "i8"),
+    ]
+)
+METRIC = np.dtype([("aggregation", "i8"), ("scale", "f8"), ("max_steps", "f8"), ("window_ms", "i8"), ("word", "i8")])
+STAGE = np.dtype([("window_ms", "i8"), ("metric_start", "i8")])
+INTERVAL = np.dtype([("from_ms", "i8"), ("until_ms", "i8")])
+DIMENSION = np.dtype([("size", "i8"), ("cell", "i8")])
+EPOCH = np.dtype([("units", "i8"), ("moments", "i8")])
+LISTENER = np.dtype([("slot", "i8"), ("metric", "i8")])
+
+
+class Layout(NamedTuple):
+    """The registry as arrays; a ``*_start`` column spans from its row to the next, so those tables end in a spare row.
+
+    Attributes:
+        slots: words of values per unit, segment cells, arms, and where its rows in the other tables start.
+        metrics: of all slots in turn; `word` is the place of the metric in a unit's values.
+        stages: the distinct attribution windows of a slot, ascending; `stage_metric` lists what matures in each.
+        intervals: log times in which a slot is in force.
+        dimensions: registered segments of a slot, with the first cell of each.
+        epochs: weight epochs of a slot, with their base in the units and moments pools (in cells).
+        listener_start: per event code, the first of the `listeners` it reaches.
+    """
+
+    slots: npt.NDArray[np.void]
+    metrics: npt.NDArray[np.void]
+    stages: npt.NDArray[np.void]
+    stage_metric: Int64
+    intervals: npt.NDArray[np.void]
+    dimensions: npt.NDArray[np.void]
+    epochs: npt.NDArray[np.void]
+    listener_start: Int64
+    listeners: npt.NDArray[np.void]
+
+
+ROW = np.dtype(
+    [
+        ("unit0", "i8"),
+        ("unit1", "i8"),
+        ("t0_ms", "i8"),
+        ("values", "i8"),
+        ("slot", "i4"),
+        ("epoch", "i4"),
+        ("segment", "i4"),
+        ("exposures", "i4"),
+        ("arm", "i2"),
+        ("stage", "i2"),
+        ("crossover", "i4"),
+    ]
+)
+TIMED = np.dtype([("ms", "i8"), ("at", "i8")])
+REWARD = np.dtype(
+    [
+        ("unit0", "i8"),
+        ("unit1", "i8"),
+        ("offset", "i8"),
+        ("log_ms", "i8"),
+        ("value", "f8"),
+        ("event", "i4"),
+        ("experiment", "i4"),
+    ]
+)
+IDENTITY = np.dtype([("id0", "i8"), ("id1", "i8"), ("ms", "i8")])
+TALLY = np.dtype([("crossover_units", "i8"), ("first_exposure_ms", "i8"), ("dirty", "i8")])
+
+
+class State(NamedTuple):
+    """The arrays of one partition's state.
+
+    Attributes:
+        scalars: see the constants above.
+        index: open addressing, row + 1 of a (slot, unit); 0 is empty.
+        rows: (slot, unit) pairs in order of first sight, 56 bytes each.
+        values: the quantised values of all rows, `slots.width` words each.
+        due: heap of when rows mature next.
+        waiting: heap of rewards by event time; `at` is their place in `pool`, whose unused places are in `free`.
+        exposure_ids, reward_ids: open addressing, ids seen with their event time; NEVER is empty.
+        units: units per (slot, epoch, arm, segment cell).
+        moments: five words per (slot, epoch, metric, arm, segment cell).
+        tallies: per slot. out_of_range: per metric.
+    """
+
+    scalars: Int64
+    index: npt.NDArray[np.int32]
+    rows: npt.NDArray[np.void]
+    values: Int64
+    due: npt.NDArray[np.void]
+    waiting: npt.NDArray[np.void]
+    free: Int64
+    pool: npt.NDArray[np.void]
+    exposure_ids: npt.NDArray[np.void]
+    reward_ids: npt.NDArray[np.void]
+    units: Int64
+    moments: Int64
+    tallies: npt.NDArray[np.void]
+    out_of_range: Int64
+    exposure_outcomes: Int64
+    reward_outcomes: Int64
+
+
+def _compiled(function: Any) -> Any:
+    # No kernel allocates, so reference counts are left out (_nrt=False): counting the arrays of a NamedTuple at
+    # every access took two thirds of the time. Inlining spares passing them, 25 arrays to a call.
+    return njit(cache=True, nogil=True, boundscheck=False, forceinline=True, _nrt=False)(function)
+
+
+# --- exact 128-bit sums ------------------------------------------------------------------------------------
+
+
+@_compiled
+def _below(a, b):  # unsigned a < b
+    sign = np.int64(-(2**63))
+    return (a ^ sign) < (b ^ sign)
+
+
+@_compiled
+def _add(pool, at, low, high):
+    """Add the 128-bit number (low, high) to the two words at `at`."""
+    total = pool[at] + low
+    pool[at + 1] += high + np.int64(_below(total, low))
+    pool[at] = total
+
+
+@_compiled
+def _add_moments(moments, at, y, sign):
+    """Add sign * (1, y, y * y) to the five words (n, sum low, high, squares low, high) at `at`; |y| < 2**62."""
+    moments[at] += sign
+    signed = y * sign
+    _add(moments, at + 1, signed, signed >> np.int64(63))
+    a = np.abs(y)
+    a1 = a >> np.int64(31)
+    a0 = a & np.int64(2**31 - 1)
+    _add_signed(moments, at + 3, (a1 * a1) << np.int64(62), (a1 * a1) >> np.int64(2), sign)
+    cross = a1 * a0
+    _add_signed(moments, at + 3, cross << np.int64(32), cross >> np.int64(32), sign)
+    _add_signed(moments, at + 3, a0 * a0, np.int64(0), sign)
+
+
+@_compiled
+def _add_signed(pool, at, low, high, sign):
+    if sign > 0:
+        _add(pool, at, low, high)
+    else:
+        negative = -low
+        _add(pool, at, negative, ~high + np.int64(low == 0))
+
+
+# --- a binary heap of (ms, at), smallest time first -----------------------------------------------------
+
+
+@_compiled
+def _push(heap, n, ms, at):
+    i = n
+    while i > 0:
+        parent = (i - 1) >> 1
+        if heap[parent].ms <= ms:
+            break
+        heap[i].ms = heap[parent].ms
+        heap[i].at = heap[parent].at
+        i = parent
+    heap[i].ms = ms
+    heap[i].at = at
+
+
+@_compiled
+def _pop(heap, n):
+    """Remove the top of a heap of n; the caller has read it and now counts n - 1."""
+    last = n - 1
+    ms = heap[last].ms
+    at = heap[last].at
+    i = 0
+    while True:
+        child = 2 * i + 1
+        if child >= last:
+            break
+        if child + 1 < last and heap[child + 1].ms < heap[child].ms:
+            child += 1
+        if heap[child].ms >= ms:
+            break
+        heap[i].ms = heap[child].ms
+        heap[i].at = heap[child].at
+        i = child
+    heap[i].ms = ms
+    heap[i].at = at
+
+
+# --- open addressing -----------------------------------------------------------------------------------------
+
+
+@_compiled
+def _find(state, slot, u0, u1):
+    """The index cell of (slot, unit): it holds row + 1, or 0 where the row would go."""
+    mask = state.index.shape[0] - 1
+    at = (u0 + slot * np.int64(-7046029254386353131)) & mask
+    while True:
+        row = state.index[at] - 1
+        if row < 0:
+            return at
+        if state.rows[row].unit0 == u0 and state.rows[row].unit1 == u1 and state.rows[row].slot == slot:
+            return at
+        at = (at + 1) & mask
+
+
+@_compiled
+def reindex(index, rows, n):
+    """Enter the first n rows into an empty index."""
+    mask = index.shape[0] - 1
+    for row in range(n):
+        at = (rows[row].unit0 + rows[row].slot * np.int64(-7046029254386353131)) & mask
+        while index[at] != 0:
+            at = (at + 1) & mask
+        index[at] = row + 1
+
+
+@_compiled
+def _seen(ids, scalars, counter, id0, id1, time_ms, log_ms, lateness_ms):
+    """Whether the id is a duplicate now; if not, remember it. An entry ends at its event time + lateness."""
+    mask = ids.shape[0] - 1
+    at = id0 & mask
+    while ids[at].ms != NEVER:
+        if ids[at].id0 == id0 and ids[at].id1 == id1:
+            if ids[at].ms + lateness_ms >= log_ms:
+                return True
+            ids[at].ms = time_ms
+            return False
+        at = (at + 1) & mask
+    ids[at].id0 = id0
+    ids[at].id1 = id1
+    ids[at].ms = time_ms
+    scalars[counter] += 1
+    return False
+
+
+@_compiled
+def keep_ids(old, ids, horizon_ms):
+    """Copy the ids that can still make a duplicate (event time >= horizon) into an empty table; how many."""
+    mask = ids.shape[0] - 1
+    kept = 0
+    for i in range(old.shape[0]):
+        if old[i].ms == NEVER or old[i].ms < horizon_ms:
+            continue
+        at = old[i].id0 & mask
+        while ids[at].ms != NEVER:
+            at = (at + 1) & mask
+        ids[at].id0 = old[i].id0
+        ids[at].id1 = old[i].id1
+        ids[at].ms = old[i].ms
+        kept += 1
+    return kept
+
+
+# --- what a unit contributes -----------------------------------------------------------------------------------
+
+
+@_compiled
+def _cells(layout, slot, segment, cells):
+    """Fill `cells` with the segment cells of a unit; how many. Cell 0 holds every unit."""
+    cells[0] = 0
+    n = 1
+    first = layout.slots[slot].dimension_start
+    for d in range(layout.slots[slot + 1].dimension_start - 1, first - 1, -1):
+        size = layout.dimensions[d].size
+        cells[n] = layout.dimensions[d].cell + segment % size
+        segment //= size
+        n += 1
+    return n
+
+
+@_compiled
+def _count_unit(layout, state, row, cells, sign):
+    """Add a unit to, or take it from, the units of its arm, epoch and segments."""
+    slot = state.rows[row].slot
+    base = layout.epochs[layout.slots[slot].epoch_start + state.rows[row].epoch].units
+    base += state.rows[row].arm * layout.slots[slot].cells
+    for c in range(_cells(layout, slot, state.rows[row].segment, cells)):
+        state.units[base + cells[c]] += sign
+    state.tallies[slot].dirty = 1
+
+
+@_compiled
+def _unit_value(layout, state, row, metric):
+    word = state.rows[row].values + layout.metrics[metric].word
+    if layout.metrics[metric].aggregation == AGG_MAX and state.values[word + 1] == 0:
+        return np.int64(0)
+    return state.values[word]
+
+
+@_compiled
+def _count_stage(layout, state, row, stage, cells, sign):
+    """Add a unit to, or take it from, the moments of every metric that matures in `stage`."""
+    slot = state.rows[row].slot
+    n = _cells(layout, slot, state.rows[row].segment, cells)
+    arm_cells = layout.slots[slot].arms * layout.slots[slot].cells
+    base = layout.epochs[layout.slots[slot].epoch_start + state.rows[row].epoch].moments
+    base += state.rows[row].arm * layout.slots[slot].cells
+    first = layout.slots[slot].metric_start
+    for m in range(layout.stages[stage].metric_start, layout.stages[stage + 1].metric_start):
+        metric = layout.stage_metric[m]
+        y = _unit_value(layout, state, row, metric)
+        for c in range(n):
+            at = (base + (metric - first) * arm_cells + cells[c]) * 5
+            _add_moments(state.moments, at, y, sign)
+    state.tallies[slot].dirty = 1
+
+
+# --- exposures ---------------------------------------------------------------------------------------------------
+
+
+@_compiled
+def _await_maturity(layout, state, row, lateness_ms):
+    slot = state.rows[row].slot
+    stage = layout.slots[slot].stage_start + state.rows[row].stage
+    due_ms = state.rows[row].t0_ms + layout.stages[stage].window_ms + lateness_ms
+    _push(state.due, state.scalars[DUE], due_ms, row)
+    state.scalars[DUE] += 1
+
+
+@_compiled
+def _new_row(layout, state, at, slot, u0, u1, arm, epoch, segment, time_ms):
+    row = state.scalars[ROWS]
+    state.scalars[ROWS] += 1
+    state.index[at] = row + 1
+    state.rows[row].unit0 = u0
+    state.rows[row].unit1 = u1
+    state.rows[row].slot = slot
+    state.rows[row].arm = arm
+    state.rows[row].epoch = epoch
+    state.rows[row].segment = segment
+    state.rows[row].stage = 0
+    state.rows[row].crossover = 0
+    state.rows[row].exposures = 1
+    state.rows[row].t0_ms = time_ms
+    state.rows[row].values = state.scalars[VALUES]
+    width = layout.slots[slot].width
+    for word in range(width):
+        state.values[state.scalars[VALUES] + word] = 0
+    state.scalars[VALUES] += width
+    return row
+
+
+@_compiled
+def _cross_over(layout, state, row, cells):
+    """Take back all that the unit has contributed."""
+    slot = state.rows[row].slot
+    _count_unit(layout, state, row, cells, -1)
+    for stage in range(state.rows[row].stage):
+        _count_stage(layout, state, row, layout.slots[slot].stage_start + stage, cells, -1)
+    state.rows[row].crossover = 1
+    state.tallies[slot].crossover_units += 1
+    state.exposure_outcomes[COUNTED] -= state.rows[row].exposures
+    state.exposure_outcomes[CROSSOVER] += state.rows[row].exposures
+
+
+@_compiled
+def _expose(layout, state, cells, slot, u0, u1, arm, epoch, segment, time_ms, lateness_ms):
+    at = _find(state, slot, u0, u1)
+    row = state.index[at] - 1
+    if time_ms < state.tallies[slot].first_exposure_ms:
+        state.tallies[slot].first_exposure_ms = time_ms
+        state.tallies[slot].dirty = 1
+    if row < 0:
+        row = _new_row(layout, state, at, slot, u0, u1, arm, epoch, segment, time_ms)
+        _count_unit(layout, state, row, cells, 1)
+        _await_maturity(layout, state, row, lateness_ms)
+        state.exposure_outcomes[COUNTED] += 1
+        return
+    if state.rows[row].crossover == 0 and state.rows[row].arm != arm:
+        _cross_over(layout, state, row, cells)
+    if state.rows[row].crossover == 0 and time_ms < state.rows[row].t0_ms:
+        # Not yet mature: an exposure this early is admissible only while t0 + lateness >= watermark.
+        _count_unit(layout, state, row, cells, -1)
+        state.rows[row].epoch = epoch
+        state.rows[row].segment = segment
+        _count_unit(layout, state, row, cells, 1)
+    if time_ms < state.rows[row].t0_ms:
+        state.rows[row].t0_ms = time_ms
+        _await_maturity(layout, state, row, lateness_ms)
+    state.rows[row].exposures += 1
+    if state.rows[row].crossover == 1:
+        state.exposure_outcomes[CROSSOVER] += 1
+    else:
+        state.exposure_outcomes[COUNTED] += 1
+
+
+@_compiled
+def fold_exposures(layout, state, offset, log_ms, time_ms, unit, event_id, slot, arm, epoch, segment, lateness_ms, cells, behind):
+    """Apply exposures in offset order; `behind` gets the offsets refused by the watermark alone; how many."""
+    scalars = state.scalars
+    outcomes = state.exposure_outcomes
+    refused = 0
+    for i in range(offset.shape[0]):
+        outcomes[READ] += 1
+        scalars[LOG_EXPOSURES] = log_ms[i]
+        if slot[i] < 0:
+            outcomes[DEAD_LETTERED if slot[i] == -3 else INACTIVE_EXPERIMENT if slot[i] == -2 else UNKNOWN_EXPERIMENT] += 1
+        elif time_ms[i] + lateness_ms < log_ms[i]:
+            outcomes[LATE] += 1
+        elif time_ms[i] + lateness_ms < scalars[WATERMARK]:
+            outcomes[LATE] += 1
+            behind[refused] = offset[i]
+            refused += 1
+        elif _seen(state.exposure_ids, scalars, IDS_EXPOSURES, event_id[i, 0], event_id[i, 1], time_ms[i], log_ms[i], lateness_ms):
+            outcomes[DUPLICATE] += 1
+        else:
+            _expose(layout, state, cells, slot[i], unit[i, 0], unit[i, 1], arm[i], epoch[i], segment[i], time_ms[i], lateness_ms)
+    return refused
+
+
+# --- rewards -----------------------------------------------------------------------------------------------------
+
+
+@_compiled
+def _keep_waiting(state, unit, i, offset, log_ms, time_ms, event, experiment, value):
+    scalars = state.scalars
+    if scalars[FREE] > 0:
+        scalars[FREE] -= 1
+        at = state.free[scalars[FREE]]
+    else:
+        at = scalars[POOL]
+        scalars[POOL] += 1
+    state.pool[at].unit0 = unit[i, 0]
+    state.pool[at].unit1 = unit[i, 1]
+    state.pool[at].offset = offset[i]
+    state.pool[at].log_ms = log_ms[i]
+    state.pool[at].event = event[i]
+    state.pool[at].experiment = experiment[i]
+    state.pool[at].value = value[i]
+    _push(state.waiting, scalars[WAITING], time_ms[i], at)
+    scalars[WAITING] += 1
+
+
+@_compiled
+def fold_rewards(layout, state, offset, log_ms, time_ms, unit, event_id, event, experiment, value, lateness_ms, behind):
+    """Take in rewards in offset order: they wait until the watermark passes; `behind` as in fold_exposures."""
+    scalars = state.scalars
+    outcomes = state.reward_outcomes
+    refused = 0
+    for i in range(offset.shape[0]):
+        outcomes[READ] += 1
+        scalars[LOG_REWARDS] = log_ms[i]
+        if event[i] == -3:
+            outcomes[DEAD_LETTERED] += 1
+        elif event[i] == -11:
+            outcomes[UNKNOWN_EXPERIMENT] += 1
+        elif event[i] == -12:
+            outcomes[INACTIVE_EXPERIMENT] += 1
+        elif event[i] < 0:
+            outcomes[UNATTRIBUTED] += 1
+        elif time_ms[i] + lateness_ms < log_ms[i]:
+            outcomes[LATE] += 1
+        elif time_ms[i] + lateness_ms < scalars[WATERMARK]:
+            outcomes[LATE] += 1
+            behind[refused] = offset[i]
+            refused += 1
+        elif _seen(state.reward_ids, scalars, IDS_REWARDS, event_id[i, 0], event_id[i, 1], time_ms[i], log_ms[i], lateness_ms):
+            outcomes[DUPLICATE] += 1
+        else:
+            outcomes[WAITS] += 1
+            _keep_waiting(state, unit, i, offset, log_ms, time_ms, event, experiment, value)
+    return refused
+
+
+@_compiled
+def _in_force(layout, slot, log_ms):
+    for i in range(layout.slots[slot].interval_start, layout.slots[slot + 1].interval_start):
+        if layout.intervals[i].from_ms <= log_ms < layout.intervals[i].until_ms:
+            return True
+    return False
+
+
+@_compiled
+def _fold_value(layout, state, row, metric, value, time_ms, offset):
+    """Fold one reward into the unit's value of one metric; the caller has checked window and bound."""
+    word = state.rows[row].values + layout.metrics[metric].word
+    aggregation = layout.metrics[metric].aggregation
+    values = state.values
+    if aggregation == AGG_ANY:
+        if value != 0.0:
+            values[word] = 1
+        return
+    y = np.int64(np.rint(value / layout.metrics[metric].scale))
+    if aggregation == AGG_SUM:
+        values[word] += y
+        if abs(values[word]) > OVERFLOW:
+            state.scalars[FAULT] = 1
+    elif aggregation == AGG_MAX:
+        if values[word + 1] == 0 or y > values[word]:
+            values[word] = y
+        values[word + 1] += 1
+    elif values[word + 2] == 0 or time_ms > values[word + 1] or (time_ms == values[word + 1] and offset >= values[word + 2]):
+        values[word] = y
+        values[word + 1] = time_ms
+        values[word + 2] = offset + 1
+
+
+@_compiled
+def _attribute(layout, state, at, time_ms):
+    """Give a reward to every listening metric in whose window it falls; whether there was one."""
+    event = state.pool[at].event
+    only = state.pool[at].experiment
+    value = state.pool[at].value
+    counted = False
+    for i in range(layout.listener_start[event], layout.listener_start[event + 1]):
+        slot = layout.listeners[i].slot
+        if (only >= 0 and slot != only) or not _in_force(layout, slot, state.pool[at].log_ms):
+            continue
+        row = state.index[_find(state, slot, state.pool[at].unit0, state.pool[at].unit1)] - 1
+        metric = layout.listeners[i].metric
+        if row < 0 or time_ms < state.rows[row].t0_ms or time_ms >= state.rows[row].t0_ms + layout.metrics[metric].window_ms:
+            continue
+        counted = True
+        if layout.metrics[metric].aggregation != AGG_ANY and abs(np.rint(value / layout.metrics[metric].scale)) > layout.metrics[metric].max_steps:
+            state.out_of_range[metric] += 1
+            state.tallies[slot].dirty = 1
+        else:
+            _fold_value(layout, state, row, metric, value, time_ms, state.pool[at].offset)
+    return counted
+
+
+@_compiled
+def _settle_rewards(layout, state, watermark_ms, lateness_ms):
+    """Attribute every reward that no admissible exposure can precede any more."""
+    scalars = state.scalars
+    while scalars[WAITING] > 0 and state.waiting[0].ms + lateness_ms < watermark_ms:
+        time_ms = state.waiting[0].ms
+        at = state.waiting[0].at
+        _pop(state.waiting, scalars[WAITING])
+        scalars[WAITING] -= 1
+        state.reward_outcomes[WAITS] -= 1
+        state.reward_outcomes[COUNTED if _attribute(layout, state, at, time_ms) else UNATTRIBUTED] += 1
+        state.free[scalars[FREE]] = at
+        scalars[FREE] += 1
+
+
+@_compiled
+def _mature_units(layout, state, watermark_ms, lateness_ms, cells):
+    """Let every unit whose window is over enter the moments, once for each stage."""
+    scalars = state.scalars
+    while scalars[DUE] > 0 and state.due[0].ms <= watermark_ms:
+        due_ms = state.due[0].ms
+        row = state.due[0].at
+        _pop(state.due, scalars[DUE])
+        scalars[DUE] -= 1
+        slot = state.rows[row].slot
+        stage = layout.slots[slot].stage_start + state.rows[row].stage
+        # An entry that no longer fits was left behind when an earlier exposure moved t0.
+        if stage == layout.slots[slot + 1].stage_start or due_ms != state.rows[row].t0_ms + layout.stages[stage].window_ms + lateness_ms:
+            continue
+        if state.rows[row].crossover == 0:
+            _count_stage(layout, state, row, stage, cells, 1)
+        state.rows[row].stage += 1
+        if stage + 1 < layout.slots[slot + 1].stage_start:
+            _await_maturity(layout, state, row, lateness_ms)
+
+
+@_compiled
+def advance(layout, state, watermark_ms, lateness_ms, cells):
+    """Move the watermark on: settle rewards, then let units mature."""
+    if watermark_ms <= state.scalars[WATERMARK]:
+        return
+    state.scalars[WATERMARK] = watermark_ms
+    _settle_rewards(layout, state, watermark_ms, lateness_ms)
+    _mature_units(layout, state, watermark_ms, lateness_ms, cells)

@@ -1,0 +1,282 @@
+"""Which spec is in force for a record: a timeline of experiment records in log time.
+
+A record on ``xp.experiments`` governs events whose log time is at or after its own log time plus the
+activation delay. Every (experiment, version) gets a slot, a small number that columns and state use.
+"""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import msgspec
+
+from stream_xp.domain.events import Exposure, Reward, epoch_ms
+from stream_xp.domain.experiment import Aggregation, ExperimentRecord, ExperimentSpec, Metric, Status, WeightEpoch
+from stream_xp.errors import Reason, RecordRejected
+
+FOREVER = 2**62
+UNKNOWN = -1
+INACTIVE = -2
+DEAD = -3
+NO_EVENT = -1
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True):
+    """One record of ``xp.experiments``, as the fold uses it.
+
+    Attributes:
+        offset: its offset there; identity of the entry.
+        in_force_ms: log time from which it governs events.
+        record: None for a tombstone.
+    """
+
+    offset: int
+    experiment: str
+    in_force_ms: int
+    record: ExperimentRecord | None
+
+    @property
+    def active(self) -> bool:
+        """Whether events are taken while this entry is in force."""
+        return self.record is not None and self.record.status is Status.ACTIVE
+
+
+class Refused(NamedTuple):
+    """An entry that was not taken in, and the rule it breaks."""
+
+    entry: Entry
+    rule: str
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A span of log time in which a slot is in force, with the weight epochs known in it."""
+
+    from_ms: int
+    until_ms: int
+    epochs: tuple[WeightEpoch, ...]
+
+
+@dataclass(slots=True)
+class Slot:
+    """One version of one experiment."""
+
+    index: int
+    experiment: str
+    version: int
+    spec: ExperimentSpec
+    design_hash: str
+    arms: dict[str, int]
+    segments: Segments
+    intervals: list[Interval] = field(default_factory=list)
+
+    @property
+    def epochs(self) -> tuple[WeightEpoch, ...]:
+        """Every weight epoch ever known of this version."""
+        return max((interval.epochs for interval in self.intervals), key=len)
+
+    def in_force(self, log_ms: int) -> Interval | None:
+        """The interval that holds `log_ms`, if this version is in force then."""
+        for interval in reversed(self.intervals):
+            if interval.from_ms <= log_ms < interval.until_ms:
+                return interval
+        return None
+
+
+class Segments:
+    """Registered segments as one mixed-radix code per unit and one cell per value.
+
+    Cell 0 holds every unit; each dimension has a cell per registered value and one for `other`.
+    """
+
+    def __init__(self, registered: dict[str, tuple[str, ...]]) -> None:
+        self.names = sorted(registered)
+        self.codes = [{value: code for code, value in enumerate(registered[name])} for name in self.names]
+        self.sizes = [len(registered[name]) + 1 for name in self.names]
+        self.labels = [""] + [
+            f"{name}={value}" for name in self.names for value in (*registered[name], "other")
+        ]
+
+    def code(self, segments: dict[str, str]) -> int:
+        """The mixed-radix code of a unit's segments; what is missing or not registered is `other`."""
+        code = 0
+        for name, known, size in zip(self.names, self.codes, self.sizes, strict=True):
+            code = code * size + known.get(segments.get(name, ""), size - 1)
+        return code
+
+
+class Registry:
+    """All experiment versions, and what is in force when.
+
+    Slots are numbered in order of first sight and never renumbered; `generation` grows with every change.
+    """
+
+    def __init__(self, entries: Iterable[Entry] = ()) -> None:
+        self.slots: list[Slot] = []
+        self.generation = 0
+        self.events: dict[str, int] = {}
+        self._entries: dict[int, Entry] = {}
+        self._timelines: dict[str, list[Entry]] = {}
+        self._by_version: dict[tuple[str, int], Slot] = {}
+        self._listeners: dict[str, list[tuple[Slot, Metric]]] = {}
+        self.add(entries)
+
+    @property
+    def entries(self) -> list[Entry]:
+        """Every entry, by offset."""
+        return [self._entries[offset] for offset in sorted(self._entries)]
+
+    def add(self, entries: Iterable[Entry]) -> list[Refused]:
+        """Take in entries, each once by offset; those that break a rule are handed back and change nothing.
+
+        A version is immutable but for its weights, and versions only rise: the last good spec stays in force.
+        """
+        refused = []
+        changed = set()
+        for entry in sorted(entries, key=lambda entry: entry.offset):
+            if entry.offset in self._entries:
+                continue
+            rule = self._broken_rule(entry)
+            if rule is not None:
+                refused.append(Refused(entry, rule))
+                continue
+            self._entries[entry.offset] = entry
+            self._timelines.setdefault(entry.experiment, []).append(entry)
+            if entry.record is not None:
+                self._slot(entry.experiment, entry.record)
+            changed.add(entry.experiment)
+        for experiment in changed:
+            self._rebuild(experiment)
+        self.generation += bool(changed)
+        return refused
+
+    def _broken_rule(self, entry: Entry) -> str | None:
+        if entry.record is None:
+            return None
+        version = entry.record.spec.version
+        known = self._by_version.get((entry.experiment, version))
+        if known is not None and known.design_hash != entry.record.design_hash:
+            return f"version {version} is frozen: a change of anything but weights needs a new version"
+        before = [e.record.spec.version for e in self._timelines.get(entry.experiment, []) if e.record and e.offset < entry.offset]
+        if before and version < max(before):
+            return f"version {version} is older than {max(before)}"
+        return None
+
+    def slot(self, experiment: str, version: int) -> Slot:
+        """The slot of a version that is known."""
+        return self._by_version[experiment, version]
+
+    def in_force(self, experiment: str, log_ms: int) -> tuple[Slot, Interval] | int:
+        """The slot and interval that govern a record, or UNKNOWN or INACTIVE."""
+        timeline = self._timelines.get(experiment, [])
+        at = bisect.bisect_right(timeline, log_ms, key=lambda entry: entry.in_force_ms)
+        if at == 0:
+            return UNKNOWN
+        entry = timeline[at - 1]
+        if entry.record is None or not entry.active:
+            return INACTIVE
+        slot = self._by_version[experiment, entry.record.spec.version]
+        interval = slot.in_force(log_ms)
+        return UNKNOWN if interval is None else (slot, interval)
+
+    def listeners(self, event: str, log_ms: int, experiment: str | None) -> list[tuple[Slot, Metric]]:
+        """The metrics in force that a reward reaches."""
+        return [
+            (slot, metric)
+            for slot, metric in self._listeners.get(event, [])
+            if (experiment is None or slot.experiment == experiment) and slot.in_force(log_ms) is not None
+        ]
+
+    def all_listeners(self, event: str) -> list[tuple[Slot, Metric]]:
+        """The metrics that a reward of this name has ever reached."""
+        return self._listeners.get(event, [])
+
+    def route_exposure(self, exposure: Exposure, log_ms: int) -> tuple[int, int, int, int]:
+        """(slot, arm, epoch, segment code); slot is UNKNOWN or INACTIVE where no spec is in force.
+
+        Raises:
+            RecordRejected: the arm or the weight epoch is not in the spec in force.
+        """
+        found = self.in_force(exposure.experiment, log_ms)
+        if isinstance(found, int):
+            return found, 0, 0, 0
+        slot, interval = found
+        arm = slot.arms.get(exposure.arm)
+        if arm is None:
+            raise RecordRejected(Reason.UNKNOWN_ARM, f"`arm` is not an arm of {slot.experiment} version {slot.version}")
+        return slot.index, arm, _epoch(exposure, slot, interval), slot.segments.code(exposure.segments)
+
+    def route_reward(self, reward: Reward, log_ms: int) -> int:
+        """The event code, or NO_EVENT where nobody listens, or UNKNOWN - 10 / INACTIVE - 10 for its experiment.
+
+        Raises:
+            RecordRejected: `value` is outside the bound of every metric in force that listens.
+        """
+        if reward.experiment is not None:
+            found = self.in_force(reward.experiment, log_ms)
+            if isinstance(found, int):
+                return found - 10
+        heard = self.listeners(reward.metric, log_ms, reward.experiment)
+        if not heard:
+            return NO_EVENT
+        if all(refuses(metric, reward.value) for _, metric in heard):
+            raise RecordRejected(Reason.VALUE_OUT_OF_RANGE, f"`value` is outside the bound of {reward.metric}")
+        return self.events[reward.metric]
+
+    def _slot(self, experiment: str, record: ExperimentRecord) -> None:
+        spec = record.spec
+        if (experiment, spec.version) in self._by_version:
+            return
+        slot = Slot(
+            index=len(self.slots),
+            experiment=experiment,
+            version=spec.version,
+            spec=spec,
+            design_hash=record.design_hash,
+            arms={arm.key: index for index, arm in enumerate(spec.arms)},
+            segments=Segments(spec.segments),
+        )
+        self.slots.append(slot)
+        self._by_version[experiment, spec.version] = slot
+        for metric in spec.metrics:
+            self.events.setdefault(metric.listens_to, len(self.events))
+            self._listeners.setdefault(metric.listens_to, []).append((slot, metric))
+
+    def _rebuild(self, experiment: str) -> None:
+        timeline = self._timelines[experiment]
+        timeline.sort(key=lambda entry: entry.offset)
+        for slot in self.slots:
+            if slot.experiment == experiment:
+                slot.intervals = []
+        for entry, following in zip(timeline, [*timeline[1:], None], strict=True):
+            until_ms = FOREVER if following is None else following.in_force_ms
+            if entry.record is not None:
+                slot = self._by_version[experiment, entry.record.spec.version]
+                from_ms = entry.in_force_ms if entry.active else until_ms
+                slot.intervals.append(Interval(from_ms, until_ms, entry.record.epochs))
+
+
+def refuses(metric: Metric, value: float) -> bool:
+    """Whether the metric's bound refuses a reward of this value."""
+    if metric.folds_by is Aggregation.ANY:
+        return False
+    steps = value / metric.step
+    return math.isinf(steps) or abs(round(steps)) > metric.max_steps
+
+
+def _epoch(exposure: Exposure, slot: Slot, interval: Interval) -> int:
+    known = [epoch.epoch for epoch in interval.epochs]
+    if exposure.weight_epoch is None:
+        time_ms = epoch_ms(exposure.time)
+        begun = [epoch.epoch for epoch in interval.epochs if epoch.effective_ms <= time_ms]
+        return begun[-1] if begun else known[0]
+    if exposure.weight_epoch not in known:
+        raise RecordRejected(
+            Reason.UNKNOWN_WEIGHT_EPOCH,
+            f"`weight_epoch` is not an epoch of {slot.experiment} version {slot.version}",
+        )
+    return exposure.weight_epoch

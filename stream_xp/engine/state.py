@@ -1,0 +1,325 @@
+"""The state of one source partition: units, waiting rewards, exact statistics, and the offsets they cover."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from stream_xp.domain.statistics import (
+    ExperimentStatistics,
+    Outcomes,
+    PartitionStatistics,
+    Progress,
+    build,
+)
+from stream_xp.engine import kernels
+from stream_xp.engine.columns import ExposureColumns, RewardColumns
+from stream_xp.engine.kernels import NEVER
+from stream_xp.engine.layout import Pools, build_layout
+from stream_xp.engine.registry import FOREVER, Registry, Slot
+from stream_xp.errors import StateError
+
+EXPOSURES = "exposures"
+REWARDS = "rewards"
+
+BEHIND_LIMIT = 10_000
+"""Offsets listed in behind_watermark; more means that clocks disagree grossly, and the partition stops."""
+
+_DTYPES: dict[str, Any] = {
+    "index": np.int32,
+    "rows": kernels.ROW,
+    "due": kernels.TIMED,
+    "waiting": kernels.TIMED,
+    "pool": kernels.REWARD,
+    "exposure_ids": kernels.IDENTITY,
+    "reward_ids": kernels.IDENTITY,
+    "tallies": kernels.TALLY,
+}
+_GROWN_WITH_REGISTRY = ("units", "moments", "tallies", "out_of_range")
+
+
+class PartitionState:
+    """A fold over the exposures and rewards of one source partition.
+
+    What it holds after any interleaving of the same two prefixes is the same (docs/semantics.md). It is changed in
+    place: `apply_exposures`, `apply_rewards` and `advance` are the only ways.
+
+    Args:
+        partition: the source partition.
+        registry: specs in force; shared, may grow between calls.
+        allowed_lateness_ms: broker append time minus event time above which a record is late.
+    """
+
+    def __init__(self, partition: int, registry: Registry, *, allowed_lateness_ms: int) -> None:
+        self.partition = partition
+        self.registry = registry
+        self.allowed_lateness_ms = allowed_lateness_ms
+        self.progress = {EXPOSURES: Progress(), REWARDS: Progress()}
+        self.behind: dict[str, list[int]] = {EXPOSURES: [], REWARDS: []}
+        self.pools = Pools()
+        self.arrays: dict[str, npt.NDArray[Any]] = {}
+        self._generation = -1
+        self._layout: kernels.Layout
+        self._cells = np.zeros(66, np.int64)
+        for name in kernels.State._fields:
+            self.arrays[name] = _empty(name, 0 if name in _GROWN_WITH_REGISTRY else 16)
+        self.arrays["scalars"] = np.zeros(kernels.SCALARS, np.int64)
+        for scalar in (kernels.LOG_EXPOSURES, kernels.LOG_REWARDS, kernels.WATERMARK):
+            self.arrays["scalars"][scalar] = NEVER
+        self.arrays["exposure_outcomes"] = np.zeros(kernels.OUTCOMES, np.int64)
+        self.arrays["reward_outcomes"] = np.zeros(kernels.OUTCOMES, np.int64)
+        self.sync_registry()
+
+    # --- the fold ---------------------------------------------------------------------------------------
+
+    def apply_exposures(self, columns: ExposureColumns, *, next_offset: int) -> None:
+        """Apply exposures that follow the applied offset; `next_offset` is the one to read after them."""
+        n = len(columns.offset)
+        self._begin(EXPOSURES, columns.offset)
+        self._make_room(rows=n, ids=("exposure_ids", kernels.IDS_EXPOSURES, kernels.LOG_EXPOSURES), events=n)
+        behind = np.empty(n, np.int64)
+        refused = kernels.fold_exposures(
+            self._layout,
+            self._state(),
+            columns.offset,
+            columns.log_ms,
+            columns.time_ms,
+            columns.unit,
+            columns.event_id,
+            columns.slot,
+            columns.arm,
+            columns.epoch,
+            columns.segment,
+            self.allowed_lateness_ms,
+            self._cells,
+            behind,
+        )
+        self._finish(EXPOSURES, columns.offset, next_offset, behind[:refused])
+
+    def apply_rewards(self, columns: RewardColumns, *, next_offset: int) -> None:
+        """Apply rewards that follow the applied offset; `next_offset` is the one to read after them."""
+        n = len(columns.offset)
+        self._begin(REWARDS, columns.offset)
+        self._make_room(rewards=n, ids=("reward_ids", kernels.IDS_REWARDS, kernels.LOG_REWARDS), events=n)
+        behind = np.empty(n, np.int64)
+        refused = kernels.fold_rewards(
+            self._layout,
+            self._state(),
+            columns.offset,
+            columns.log_ms,
+            columns.time_ms,
+            columns.unit,
+            columns.event_id,
+            columns.event,
+            columns.experiment,
+            columns.value,
+            self.allowed_lateness_ms,
+            behind,
+        )
+        self._finish(REWARDS, columns.offset, next_offset, behind[:refused])
+
+    def advance(self, watermark_ms: int) -> None:
+        """Move the watermark of a quiet partition on, by the clock; it never goes back."""
+        self.sync_registry()
+        kernels.advance(self._layout, self._state(), watermark_ms, self.allowed_lateness_ms, self._cells)
+        self._check_fault()
+
+    def sync_registry(self) -> None:
+        """Take in specs that came since the last call."""
+        if self._generation == self.registry.generation:
+            return
+        self._layout = build_layout(self.registry, self.pools)
+        slots = len(self.registry.slots)
+        metrics = len(self._layout.metrics)
+        sizes = {"units": self.pools.units_size, "moments": self.pools.moments_size * 5, "out_of_range": metrics}
+        for name in _GROWN_WITH_REGISTRY:
+            self._grow(name, sizes.get(name, slots), exact=True)
+        self._generation = self.registry.generation
+
+    # --- what it says -------------------------------------------------------------------------------------
+
+    @property
+    def watermark_ms(self) -> int | None:
+        """The watermark, None before both topics have had a record."""
+        watermark = self._scalar(kernels.WATERMARK)
+        return None if watermark == NEVER else watermark
+
+    def log_ms(self, topic: str) -> int:
+        """Newest log time of a topic's partition, NEVER before the first record."""
+        return self._scalar(kernels.LOG_EXPOSURES if topic == EXPOSURES else kernels.LOG_REWARDS)
+
+    @property
+    def units(self) -> int:
+        """(unit, experiment version) pairs held."""
+        return self._scalar(kernels.ROWS)
+
+    def outcomes(self, topic: str) -> Outcomes:
+        """What became of every record of a topic's partition."""
+        counts = self.arrays["exposure_outcomes" if topic == EXPOSURES else "reward_outcomes"]
+        return Outcomes(**dict(zip(Outcomes.__struct_fields__, counts.tolist(), strict=True)))
+
+    def take_dirty(self) -> list[Slot]:
+        """The slots whose statistics changed since the last call."""
+        dirty = self.arrays["tallies"]["dirty"]
+        changed = [self.registry.slots[index] for index in np.flatnonzero(dirty).tolist()]
+        dirty[:] = 0
+        return changed
+
+    def statistics(self, slot: Slot) -> ExperimentStatistics:
+        """Exact statistics of one experiment version in this partition."""
+        first_ms = int(self.arrays["tallies"]["first_exposure_ms"][slot.index])
+        first_metric = self.first_metric(slot)
+        refused = self.arrays["out_of_range"][first_metric : first_metric + len(slot.spec.metrics)].tolist()
+        return build(
+            units=self._unit_table(slot),
+            moments=self._moment_table(slot),
+            crossover_units=int(self.arrays["tallies"]["crossover_units"][slot.index]),
+            first_exposure_ms=None if first_ms == FOREVER else first_ms,
+            out_of_range=dict(zip([metric.key for metric in slot.spec.metrics], refused, strict=True)),
+        )
+
+    def record(self, slot: Slot) -> PartitionStatistics:
+        """The ``xp.stats`` record of one experiment version."""
+        return PartitionStatistics(
+            experiment=slot.experiment,
+            version=slot.version,
+            design_hash=slot.design_hash,
+            partition=self.partition,
+            exposures=self.progress[EXPOSURES],
+            rewards=self.progress[REWARDS],
+            watermark_ms=self.watermark_ms,
+            allowed_lateness_ms=self.allowed_lateness_ms,
+            statistics=self.statistics(slot),
+            exposure_outcomes=self.outcomes(EXPOSURES),
+            reward_outcomes=self.outcomes(REWARDS),
+            behind_watermark={topic: tuple(offsets) for topic, offsets in self.behind.items() if offsets},
+        )
+
+    def first_metric(self, slot: Slot) -> int:
+        """Where the slot's metrics start among all metrics."""
+        return int(self._layout.slots["metric_start"][slot.index])
+
+    def restore_tables(self, **ids: npt.NDArray[Any]) -> None:
+        """Build the hash tables again: rows from `rows`, ids from the entries given."""
+        for name, entries in ids.items():
+            table = _empty(name, _power_of_two(len(entries) * 4))
+            kernels.keep_ids(entries, table, NEVER)
+            self.arrays[name] = table
+        self._grow("free", self._scalar(kernels.POOL))  # settling frees up to as many places as the pool has
+        self.arrays["index"] = np.zeros(_power_of_two(self.units * 3), np.int32)
+        kernels.reindex(self.arrays["index"], self.arrays["rows"], self.units)
+        tallies = self.arrays["tallies"]
+        tallies["dirty"] = tallies["first_exposure_ms"] != FOREVER
+
+    # --- inside ---------------------------------------------------------------------------------------------
+
+    def _scalar(self, at: int) -> int:
+        return int(self.arrays["scalars"][at])
+
+    def _state(self) -> kernels.State:
+        return kernels.State(**self.arrays)
+
+    def _begin(self, topic: str, offsets: npt.NDArray[np.int64]) -> None:
+        applied = self.progress[topic].applied_offset
+        if applied is not None and len(offsets) and offsets[0] <= applied:
+            raise StateError(f"{topic} {self.partition}: offset {offsets[0]} is already applied (applied offset {applied})")
+        self.sync_registry()
+
+    def _finish(self, topic: str, offsets: npt.NDArray[np.int64], next_offset: int, behind: npt.NDArray[np.int64]) -> None:
+        first = self.progress[topic].first_offset
+        if first is None:
+            first = int(offsets[0]) if len(offsets) else next_offset
+        self.progress[topic] = Progress(first_offset=first, applied_offset=next_offset - 1)
+        self.behind[topic] += behind.tolist()
+        if len(self.behind[topic]) > BEHIND_LIMIT:
+            raise StateError(f"{topic} {self.partition}: over {BEHIND_LIMIT} records are behind the watermark; do the clocks of broker and worker agree?")
+        self._check_fault()
+        log_ms = min(self._scalar(kernels.LOG_EXPOSURES), self._scalar(kernels.LOG_REWARDS))
+        if log_ms > NEVER:
+            self.advance(log_ms)
+
+    def _check_fault(self) -> None:
+        if self._scalar(kernels.FAULT):
+            raise StateError(f"partition {self.partition}: a unit's sum left its bound of 2**61 steps")
+
+    def _unit_table(self, slot: Slot) -> dict[tuple[str, int, str], int]:
+        table = {}
+        for (index, epoch), base in self.pools.units.items():
+            if index == slot.index:
+                for at, key in enumerate(_arm_cells(slot, epoch)):
+                    table[key] = int(self.arrays["units"][base + at])
+        return table
+
+    def _moment_table(self, slot: Slot) -> dict[tuple[str, str, int, str], tuple[int, int, int]]:
+        table = {}
+        for (index, epoch), base in self.pools.moments.items():
+            if index == slot.index:
+                keys = [(metric.key, *key) for metric in slot.spec.metrics for key in _arm_cells(slot, epoch)]
+                words = self.arrays["moments"][base * 5 : (base + len(keys)) * 5].reshape(-1, 5)
+                for at in np.flatnonzero(words[:, 0]).tolist():
+                    n, *rest = words[at].tolist()
+                    table[keys[at]] = (n, _wide(rest[0], rest[1]), _wide(rest[2], rest[3]))
+        return table
+
+    def _make_room(self, *, ids: tuple[str, int, int], events: int, rows: int = 0, rewards: int = 0) -> None:
+        """See that the kernels find room for what a block can add; they never allocate."""
+        if rows:
+            needed = self._scalar(kernels.ROWS) + rows
+            self._grow("rows", needed)
+            width = int(self._layout.slots["width"].max())
+            self._grow("values", self._scalar(kernels.VALUES) + rows * width)
+            self._grow("due", self._scalar(kernels.DUE) + rows)
+            self._grow_index(needed)
+        if rewards:
+            for name in ("pool", "free", "waiting"):
+                self._grow(name, self._scalar(kernels.POOL) + rewards)
+        self._grow_ids(*ids, events=events)
+
+    def _grow(self, name: str, size: int, *, exact: bool = False) -> None:
+        held = self.arrays[name]
+        if len(held) >= size:
+            return
+        grown = _empty(name, size if exact else max(size, len(held) * 3 // 2))
+        grown[: len(held)] = held
+        self.arrays[name] = grown
+
+    def _grow_index(self, rows: int) -> None:
+        size = len(self.arrays["index"])
+        if rows * 10 <= size * 6:
+            return
+        self.arrays["index"] = np.zeros(_power_of_two(rows * 3), np.int32)
+        kernels.reindex(self.arrays["index"], self.arrays["rows"], self._scalar(kernels.ROWS))
+
+    def _grow_ids(self, ids: str, counter: int, log: int, *, events: int) -> None:
+        held = self.arrays[ids]
+        if (self._scalar(counter) + events) * 2 <= len(held):
+            return
+        horizon_ms = self._scalar(log) - self.allowed_lateness_ms
+        live = int((held["ms"] >= max(horizon_ms, NEVER + 1)).sum())
+        fresh = _empty(ids, _power_of_two((live + events) * 4))
+        self.arrays["scalars"][counter] = kernels.keep_ids(held, fresh, horizon_ms)
+        self.arrays[ids] = fresh
+
+
+def _empty(name: str, size: int) -> npt.NDArray[Any]:
+    array = np.zeros(size, _DTYPES.get(name, np.int64))
+    if name in ("exposure_ids", "reward_ids"):
+        array["ms"] = NEVER
+    if name == "tallies":
+        array["first_exposure_ms"] = FOREVER
+    return array
+
+
+def _power_of_two(n: int) -> int:
+    return 1 << max(4, (n - 1).bit_length())
+
+
+def _wide(low: int, high: int) -> int:
+    """The signed 128-bit number of two int64 words."""
+    return (high << 64) + (low & (2**64 - 1))
+
+
+def _arm_cells(slot: Slot, epoch: int) -> list[tuple[str, int, str]]:
+    return [(arm, epoch, segment) for arm in slot.arms for segment in slot.segments.labels]
