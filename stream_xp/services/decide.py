@@ -1,0 +1,265 @@
+"""The decide stage: statistics of all partitions in, results, signals and config out.
+
+A record on the statistics topic is whole and cumulative, so nothing here has to be kept: the newest record of
+each partition is the state. What must not be repeated is a decision; so before the first evaluation all
+signals ever sent are read, and a signal is written before the config record that follows from it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+import structlog
+
+from stream_xp import __version__
+from stream_xp.adapters.clock import Clock
+from stream_xp.adapters.kafka_log import LogWriter, read_all
+from stream_xp.domain.decision import (
+    Action,
+    ConfigRecord,
+    Decision,
+    PartitionOffsets,
+    Result,
+    RolloutStatus,
+    Signal,
+    SignalData,
+)
+from stream_xp.domain.experiment import ExperimentRecord
+from stream_xp.domain.statistics import PartitionStatistics, add_outcomes, merge
+from stream_xp.engine.columns import Block
+from stream_xp.engine.evaluate import evaluate
+from stream_xp.engine.policy import config_after, decide
+from stream_xp.services.experiments import Experiments
+from stream_xp.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class Watched:
+    """One experiment of this worker.
+
+    Attributes:
+        newest: newest statistics per source partition, of the newest version seen.
+        changed: whether there is something to evaluate.
+    """
+
+    experiment: str
+    newest: dict[int, PartitionStatistics] = field(default_factory=dict)
+    changed: bool = False
+
+    @property
+    def version(self) -> int:
+        """The newest version that has statistics."""
+        return max(record.version for record in self.newest.values())
+
+    def take(self, record: PartitionStatistics) -> None:
+        """Keep a record if it is newer than what is held for its partition."""
+        held = self.newest.get(record.partition)
+        if held is None or record.newer_than(held):
+            self.newest[record.partition] = record
+            self.changed = True
+
+    def current(self) -> list[PartitionStatistics]:
+        """The records of the newest version, by partition."""
+        version = self.version
+        return [record for _, record in sorted(self.newest.items()) if record.version == version]
+
+
+class Decide:
+    """All experiments whose statistics this worker reads.
+
+    Args:
+        partitions: number of partitions per topic name.
+    """
+
+    def __init__(
+        self, settings: Settings, *, experiments: Experiments, writer: LogWriter, clock: Clock, partitions: dict[str, int]
+    ) -> None:
+        self._settings = settings
+        self._experiments = experiments
+        self._writer = writer
+        self._clock = clock
+        self._partitions = partitions
+        self._watched: dict[str, Watched] = {}
+        self._signals: dict[tuple[str, int], Signal] = {}
+        self._primed: set[int] = set()
+        self._configs: dict[str, ConfigRecord] = {}
+        self._looks: dict[tuple[str, int], int] = {}
+        self._lock = asyncio.Lock()
+
+    @property
+    def experiments(self) -> list[str]:
+        """The experiments this worker evaluates."""
+        return sorted(self._watched)
+
+    async def on_block(self, block: Block) -> None:
+        """Keep the newest statistics of each partition of each experiment.
+
+        Before the first block of a partition of the statistics topic all of that partition is read, so that no
+        experiment is ever evaluated on a part of its source partitions.
+        """
+        async with self._lock:
+            if not self._primed:
+                await self._load()
+            if block.partition not in self._primed:
+                self._take(await self._values("stats", [block.partition]))
+                self._primed.add(block.partition)
+            self._take(block.values)
+
+    async def evaluate(self) -> None:
+        """Evaluate every experiment whose statistics changed, and write what follows."""
+        async with self._lock:
+            for watched in [w for w in self._watched.values() if w.changed]:
+                watched.changed = False
+                await self._evaluate(watched)
+
+    def drop(self) -> None:
+        """Forget everything: another worker may decide now. All of it is on the topics."""
+        self._watched.clear()
+        self._primed.clear()
+
+    def _take(self, values: Iterable[bytes | None]) -> None:
+        for value in values:
+            if value is not None:
+                record = msgspec.json.decode(value, type=PartitionStatistics)
+                self._watched.setdefault(record.experiment, Watched(record.experiment)).take(record)
+
+    # --- one evaluation ------------------------------------------------------------------------------------
+
+    async def _evaluate(self, watched: Watched) -> None:
+        experiment, version = watched.experiment, watched.version
+        record = self._record(experiment, version)
+        if record is None:
+            log.warning("statistics without a spec", experiment=experiment, version=version)
+            return
+        signal = self._signals.get((experiment, version))
+        result = self._result(record, watched.current(), latched=None if signal is None else signal.data.decision)
+        if signal is None and result.decision.action is not Action.HOLD:
+            signal = await self._send_signal(result)
+        if signal is not None:
+            await self._send_config(record, signal)
+        await self._writer.send_and_wait(
+            self._settings.topic("results"), key=experiment.encode(), value=msgspec.json.encode(result)
+        )
+
+    def _record(self, experiment: str, version: int) -> ExperimentRecord | None:
+        for entry in reversed(self._experiments.registry.entries):
+            if entry.experiment == experiment and entry.record is not None and entry.record.spec.version == version:
+                return entry.record
+        return None
+
+    def _result(
+        self, record: ExperimentRecord, parts: list[PartitionStatistics], *, latched: Decision | None
+    ) -> Result:
+        statistics = merge(part.statistics for part in parts)
+        evaluation = evaluate(record, statistics)
+        runtime_ms = runtime(parts, statistics.first_exposure_ms)
+        key = (record.spec.experiment, record.spec.version)
+        self._looks[key] = self._looks.get(key, 0) + 1
+        return Result(
+            experiment=record.spec.experiment,
+            version=record.spec.version,
+            design_hash=record.design_hash,
+            statistics_hash=statistics.digest(),
+            code_version=__version__,
+            look=self._looks[key],
+            offsets={
+                str(part.partition): PartitionOffsets(
+                    exposures=part.exposures.applied_offset,
+                    rewards=part.rewards.applied_offset,
+                    watermark_ms=part.watermark_ms,
+                )
+                for part in parts
+            },
+            runtime_ms=runtime_ms,
+            arms=evaluation.arms,
+            crossover_units=statistics.crossover_units,
+            metrics=evaluation.metrics,
+            sample_ratio=evaluation.sample_ratio,
+            invalid=evaluation.invalid,
+            decision=decide(record.spec, evaluation, runtime_ms=runtime_ms, latched=latched),
+            exposure_outcomes=add_outcomes(part.exposure_outcomes for part in parts),
+            reward_outcomes=add_outcomes(part.reward_outcomes for part in parts),
+            evaluated_ms=self._clock.now_ms(),
+        )
+
+    async def _send_signal(self, result: Result) -> Signal:
+        """Write the decision; its id is derived from it, so that a repeat is recognised."""
+        signal = Signal(
+            id=signal_id(result),
+            source=f"stream-xp/{self._settings.group_id}",
+            subject=result.experiment,
+            time=dt.datetime.fromtimestamp(result.evaluated_ms / 1000, dt.UTC).isoformat(),
+            data=SignalData(decision=result.decision, result=result),
+        )
+        await self._writer.send_and_wait(
+            self._settings.topic("signals"), key=result.experiment.encode(), value=msgspec.json.encode(signal)
+        )
+        log.info("decision", experiment=result.experiment, action=result.decision.action, reason=result.decision.reason)
+        self._signals[result.experiment, result.version] = signal
+        return signal
+
+    async def _send_config(self, record: ExperimentRecord, signal: Signal) -> None:
+        """Write the config that follows from a signal, unless it is there."""
+        held = self._configs.get(record.spec.experiment)
+        if held is not None and held.version == record.spec.version and held.status is not RolloutStatus.RUNNING:
+            return
+        config = config_after(
+            record,
+            signal.data.decision,
+            config_version=1 if held is None else held.config_version + 1,
+            effective_ms=signal.data.result.evaluated_ms,
+            signal_id=signal.id,
+        )
+        await self._writer.send_and_wait(
+            self._settings.topic("config"), key=config.experiment.encode(), value=msgspec.json.encode(config)
+        )
+        self._configs[config.experiment] = config
+
+    # --- what was said before -------------------------------------------------------------------------------
+
+    async def _load(self) -> None:
+        """Read all signals, the newest configs, and how many looks there were."""
+        self._signals = first_signals(msgspec.json.decode(v, type=Signal) for v in await self._all("signals"))
+        configs = [msgspec.json.decode(value, type=ConfigRecord) for value in await self._all("config")]
+        self._configs = {config.experiment: config for config in configs}
+        for value in await self._all("results"):
+            result = msgspec.json.decode(value, type=Result)
+            key = (result.experiment, result.version)
+            self._looks[key] = max(result.look, self._looks.get(key, 0))
+
+    async def _all(self, topic: str) -> list[bytes]:
+        return await self._values(topic, range(self._partitions[topic]))
+
+    async def _values(self, topic: str, partitions: Sequence[int]) -> list[bytes]:
+        records = await read_all(self._settings, self._settings.topic(topic), partitions)
+        return [record.value for record in records if record.value is not None]
+
+
+def first_signals(signals: Iterable[Signal]) -> dict[tuple[str, int], Signal]:
+    """The first stop or ship of each experiment version: decisions latch."""
+    found: dict[tuple[str, int], Signal] = {}
+    for signal in signals:
+        if signal.data.decision.action is not Action.HOLD:
+            found.setdefault((signal.data.result.experiment, signal.data.result.version), signal)
+    return found
+
+
+def runtime(parts: list[PartitionStatistics], first_exposure_ms: int | None) -> int:
+    """Milliseconds from the first exposure to the watermark of the partition that is furthest behind."""
+    watermarks = [part.watermark_ms for part in parts if part.watermark_ms is not None]
+    if first_exposure_ms is None or len(watermarks) < len(parts):
+        return 0
+    return max(0, min(watermarks) - first_exposure_ms)
+
+
+def signal_id(result: Result) -> str:
+    """Derived from experiment, version, decision and statistics: deriving the decision again gives the same id."""
+    text = f"{result.experiment}\0{result.version}\0{result.decision.action}\0{result.statistics_hash}"
+    return hashlib.sha256(text.encode()).hexdigest()[:32]

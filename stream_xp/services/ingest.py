@@ -1,0 +1,299 @@
+"""The ingest stage: blocks of exposures and rewards in, snapshots and statistics out.
+
+Per source partition one `PartitionTask` owns one `PartitionState`. What it promises rests on three rules:
+the offsets lie inside the snapshot; a block is applied only where the last one ended (skip, apply, or seek
+back); offsets are given to be committed only when a snapshot that covers them is durable.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Awaitable, Iterable
+from typing import Any, Protocol
+
+import msgspec
+import structlog
+
+from stream_xp.adapters.clock import Clock
+from stream_xp.adapters.kafka_log import LogWriter, log_starts, read_all
+from stream_xp.domain.codec import Limits
+from stream_xp.domain.dead_letter import DeadLetter, dead_letter_key
+from stream_xp.domain.statistics import PartitionStatistics
+from stream_xp.engine.columns import Block, exposure_columns, reward_columns
+from stream_xp.engine.kernels import NEVER
+from stream_xp.engine.registry import Slot
+from stream_xp.engine.snapshot import decode_snapshot, encode_snapshot
+from stream_xp.engine.snapshot_log import KeyedRecord, Manifest, chunk_count, snapshot_records, whole_snapshots
+from stream_xp.engine.state import EXPOSURES, REWARDS, PartitionState
+from stream_xp.errors import StateError
+from stream_xp.services.experiments import Experiments
+from stream_xp.services.partitioning import partition_of
+from stream_xp.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+SNAPSHOT_SHARE = 20
+"""A snapshot waits at least this many times as long as the last one took, so that it costs at most 5 %."""
+QUIET_FLUSHES = 4
+"""Statistics that did not change are published again every so many flushes while offsets move on."""
+
+
+class Source(Protocol):
+    """The consumer side of the transport, as the ingest stage needs it."""
+
+    async def seek(self, topic: str, partition: int, offset: int) -> None:
+        """Read this partition from `offset` on."""
+
+    def end(self, topic: str, partition: int) -> tuple[int, int] | None:
+        """End offset of the partition and the wall time it was seen, None before the first answer."""
+
+    def durable(self, topic: str, partition: int, offset: int) -> None:
+        """Everything below `offset` is covered by a snapshot and may be committed."""
+
+
+class PartitionTask:
+    """One source partition: its state, and what of it is not yet published or durable."""
+
+    def __init__(self, state: PartitionState, *, starts: dict[str, int]) -> None:
+        self.state = state
+        self.starts = starts
+        self.lock = asyncio.Lock()
+        self.dead_letters: list[Awaitable[Any]] = []
+        self.published: dict[int, PartitionStatistics] = {}
+        self.flushes = 0
+        self.snapshot_turn = 0
+        self.snapshot_at: tuple[int, int] | None = None
+        self.next_snapshot = 0.0
+        self.sought: dict[str, int] = {}
+
+    def next_offset(self, topic: str) -> int:
+        """The offset this topic's partition must go on at."""
+        following = self.state.progress[topic].next_offset
+        return self.starts[topic] if following is None else following
+
+    def position(self) -> tuple[int, int]:
+        """The next offset of both topics."""
+        return self.next_offset(EXPOSURES), self.next_offset(REWARDS)
+
+
+class Ingest:
+    """All source partitions of this worker.
+
+    Args:
+        experiments: specs in force, followed from their topic.
+        source: where blocks come from, for seeking and committing.
+        writer: where snapshots, statistics and dead letters go.
+    """
+
+    def __init__(
+        self, settings: Settings, *, experiments: Experiments, source: Source, writer: LogWriter, clock: Clock, stats_partitions: int
+    ) -> None:
+        self._settings = settings
+        self._experiments = experiments
+        self._source = source
+        self._writer = writer
+        self._clock = clock
+        self._stats_partitions = stats_partitions
+        self._tasks: dict[int, PartitionTask] = {}
+        self._loading: dict[int, asyncio.Lock] = {}
+        self._limits = Limits(record_bytes=settings.max_record_bytes, future_ms=settings.future_tolerance_ms)
+        self._topics = {settings.topic(EXPOSURES): EXPOSURES, settings.topic(REWARDS): REWARDS}
+        self.records = 0
+        self.holes = 0
+
+    @property
+    def partitions(self) -> list[int]:
+        """The source partitions whose state is loaded."""
+        return sorted(self._tasks)
+
+    async def on_block(self, block: Block) -> None:
+        """Apply a block: what is applied already is skipped, and after a hole nothing is applied but sought."""
+        topic = self._topics[block.topic]
+        task = await self._task(block.partition)
+        async with task.lock:
+            if self._tasks.get(block.partition) is not task:
+                return  # the partition left while this waited
+            wanted = task.next_offset(topic)
+            if block.next_offset <= wanted:
+                return
+            if block.fetch_offset > wanted:
+                await self._seek_back(task, topic, block.fetch_offset)
+                return
+            await self._experiments.cover(max(block.timestamps_ms, default=0))
+            await self._apply(task, topic, block.since(wanted))
+
+    async def flush(self) -> None:
+        """Publish what changed, and write the snapshots that are due."""
+        for task in list(self._tasks.values()):
+            async with task.lock:
+                self._advance_quiet(task)
+                await self._publish(task)
+                await self._snapshot_if_due(task)
+
+    async def close(self) -> None:
+        """Publish and snapshot everything, then let go of all partitions."""
+        for task in list(self._tasks.values()):
+            async with task.lock:
+                self._advance_quiet(task)
+                await self._publish(task, everything=True)
+                await self._snapshot(task)
+        self.drop()
+
+    def drop(self) -> None:
+        """Forget all state: another worker may own it now, and what is durable can be loaded again."""
+        self._tasks.clear()
+
+    # --- applying ---------------------------------------------------------------------------------------
+
+    async def _apply(self, task: PartitionTask, topic: str, block: Block) -> None:
+        state = task.state
+        floor_ms = state.log_ms(topic)
+        registry = self._experiments.registry
+        if topic == EXPOSURES:
+            exposures, letters = exposure_columns(block, registry, floor_ms=floor_ms, limits=self._limits)
+            state.apply_exposures(exposures, next_offset=block.next_offset)
+        else:
+            rewards, letters = reward_columns(block, registry, floor_ms=floor_ms, limits=self._limits)
+            state.apply_rewards(rewards, next_offset=block.next_offset)
+        self.records += len(block.offsets)
+        task.sought.pop(topic, None)
+        for letter in letters:
+            task.dead_letters.append(await self._send_dead_letter(letter))
+
+    async def _send_dead_letter(self, letter: DeadLetter) -> Awaitable[Any]:
+        key, value = dead_letter_key(letter), msgspec.json.encode(letter)
+        return await self._writer.send(self._settings.topic("deadletter"), key=key, value=value)
+
+    async def _seek_back(self, task: PartitionTask, topic: str, found: int) -> None:
+        name, partition, wanted = self._settings.topic(topic), task.state.partition, task.next_offset(topic)
+        start = (await self._log_starts(partition))[topic]
+        if start > wanted:
+            raise StateError(
+                f"{name} {partition}: the log starts at {start}, but {wanted} is the next offset to apply; "
+                "records were deleted before they were counted"
+            )
+        if task.sought.get(topic) == found:
+            raise StateError(f"{name} {partition}: asked for offset {wanted} twice and got {found}")
+        self.holes += 1
+        task.sought[topic] = found
+        log.warning("hole", topic=name, partition=partition, wanted=wanted, found=found)
+        await self._source.seek(name, partition, wanted)
+
+    def _advance_quiet(self, task: PartitionTask) -> None:
+        """Move the watermark of a partition on where nothing more is to be read, by the clock."""
+        reach = [self._reach_ms(task, topic) for topic in (EXPOSURES, REWARDS)]
+        watermark_ms = min(reach)
+        if watermark_ms > NEVER:
+            task.state.advance(watermark_ms)
+
+    def _reach_ms(self, task: PartitionTask, topic: str) -> int:
+        """Up to when everything of a topic's partition is known: its log time, or the clock where it is quiet."""
+        log_ms = task.state.log_ms(topic)
+        end = self._source.end(self._settings.topic(topic), task.state.partition)
+        if end is None or task.next_offset(topic) < end[0]:
+            return log_ms
+        return max(log_ms, self._clock.quiet_ms(end[1]) - self._settings.idle_grace_ms)
+
+    # --- loading ----------------------------------------------------------------------------------------
+
+    async def load(self, partitions: Iterable[int]) -> None:
+        """Load the state of partitions before their first record; a quiet one goes on maturing."""
+        await asyncio.gather(*map(self._task, partitions))
+
+    async def _task(self, partition: int) -> PartitionTask:
+        async with self._loading.setdefault(partition, asyncio.Lock()):
+            if partition not in self._tasks:
+                self._tasks[partition] = await self._load(partition)
+            return self._tasks[partition]
+
+    async def _load(self, partition: int) -> PartitionTask:
+        records = await read_all(self._settings, self._settings.topic("state"), [partition])
+        keyed = [KeyedRecord(r.key, r.value) for r in records if r.key is not None and r.value is not None]
+        state = self._newest_state(partition, whole_snapshots(keyed)) or self._empty_state(partition)
+        task = PartitionTask(state, starts=await self._log_starts(partition))
+        task.snapshot_at = task.position()
+        log.info("partition loaded", partition=partition, units=state.units, next=task.position())
+        return task
+
+    async def _log_starts(self, partition: int) -> dict[str, int]:
+        starts = await log_starts(self._settings, list(self._topics), partition)
+        return {short: starts[name] for name, short in self._topics.items()}
+
+    def _newest_state(self, partition: int, snapshots: list[tuple[Manifest, bytes]]) -> PartitionState | None:
+        lateness_ms = self._settings.allowed_lateness_ms
+        for manifest, snapshot in snapshots:
+            try:
+                return decode_snapshot(snapshot, self._experiments.registry, allowed_lateness_ms=lateness_ms)
+            except StateError as error:
+                log.error("snapshot passed over", partition=partition, snapshot=manifest.snapshot_id, error=str(error))
+        return None
+
+    def _empty_state(self, partition: int) -> PartitionState:
+        return PartitionState(
+            partition, self._experiments.registry, allowed_lateness_ms=self._settings.allowed_lateness_ms
+        )
+
+    # --- publishing -------------------------------------------------------------------------------------
+
+    async def _publish(self, task: PartitionTask, *, everything: bool = False) -> None:
+        """Write the statistics that changed; those that did not now and then, so that readers see the offsets."""
+        state = task.state
+        task.flushes += 1
+        slots = {slot.index: slot for slot in state.take_dirty()}
+        if everything or task.flushes % QUIET_FLUSHES == 0:
+            slots |= {index: state.registry.slots[index] for index in task.published}
+        records = [state.record(slot) for slot in slots.values()]
+        fresh = [r for r, index in zip(records, slots, strict=True) if _moved(r, task.published.get(index))]
+        sent = [await self._send_statistics(record) for record in fresh]
+        await self._writer.durable(sent, self._settings.topic("stats"))
+        for record in fresh:
+            task.published[_slot(state, record).index] = record
+
+    async def _send_statistics(self, record: PartitionStatistics) -> Awaitable[Any]:
+        return await self._writer.send(
+            self._settings.topic("stats"),
+            key=f"{record.experiment}/{record.partition}".encode(),
+            value=msgspec.json.encode(record),
+            partition=partition_of(record.experiment, self._stats_partitions),
+        )
+
+    async def _snapshot_if_due(self, task: PartitionTask) -> None:
+        now = asyncio.get_running_loop().time()
+        if now < task.next_snapshot or task.snapshot_at == task.position():
+            return
+        await self._snapshot(task)
+        took_s = asyncio.get_running_loop().time() - now
+        task.next_snapshot = now + max(self._settings.snapshot_interval_ms / 1000, SNAPSHOT_SHARE * took_s)
+
+    async def _snapshot(self, task: PartitionTask) -> None:
+        """Write a snapshot; when it and all dead letters before it are durable, let the offsets be committed."""
+        position = task.position()
+        if task.snapshot_at == position:
+            return
+        snapshot = encode_snapshot(task.state)
+        manifest = Manifest(
+            snapshot_id=secrets.token_hex(16),
+            partition=task.state.partition,
+            chunks=chunk_count(snapshot),
+            size_bytes=len(snapshot),
+            exposures=task.state.progress[EXPOSURES],
+            rewards=task.state.progress[REWARDS],
+        )
+        dead, task.dead_letters = task.dead_letters, []
+        await self._writer.durable(dead, self._settings.topic("deadletter"))
+        state_topic = self._settings.topic("state")
+        for record in snapshot_records(snapshot, manifest, turn=task.snapshot_turn):
+            await self._writer.send_and_wait(state_topic, key=record.key, value=record.value, partition=manifest.partition)
+        task.snapshot_turn += 1
+        task.snapshot_at = position
+        for topic, offset in zip((EXPOSURES, REWARDS), position, strict=True):
+            self._source.durable(self._settings.topic(topic), manifest.partition, offset)
+
+
+def _moved(record: PartitionStatistics, published: PartitionStatistics | None) -> bool:
+    return published is None or record.position() != published.position() or record.statistics != published.statistics
+
+
+def _slot(state: PartitionState, record: PartitionStatistics) -> Slot:
+    return state.registry.slot(record.experiment, record.version)
