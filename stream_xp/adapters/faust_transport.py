@@ -9,6 +9,7 @@ the engine sets once a snapshot that covers them is on the state topic.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Iterator
 from typing import Any
@@ -17,6 +18,7 @@ import aiokafka
 import faust
 from aiokafka.consumer import fetcher as aiokafka_fetcher
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
+from aiokafka.errors import IllegalStateError
 from faust.transport.drivers import aiokafka as driver
 from faust.types.tuples import TP, ConsumerMessage
 
@@ -24,7 +26,7 @@ from stream_xp.engine.columns import Block
 from stream_xp.errors import ConfigError
 from stream_xp.settings import Settings
 
-_STOCK_PARTITION_RECORDS = aiokafka_fetcher.PartitionRecords
+_STOCK_PARTITION_RECORDS: Any = aiokafka_fetcher.PartitionRecords
 _PARTITION_RECORDS_ARGUMENTS = (
     "self",
     "tp",
@@ -45,7 +47,7 @@ def as_blocks(value: Any) -> Any:
     return value
 
 
-class BlockRecords(_STOCK_PARTITION_RECORDS):  # type: ignore[misc]
+class BlockRecords(_STOCK_PARTITION_RECORDS):
     """aiokafka's reader of one fetched partition, yielding one Block instead of a ConsumerRecord per record.
 
     Only for consumers made with `as_blocks`; others in the process are served as ever.
@@ -83,7 +85,9 @@ def install_block_hook() -> None:
     """
     found = tuple(inspect.signature(_STOCK_PARTITION_RECORDS.__init__).parameters)
     if found != _PARTITION_RECORDS_ARGUMENTS or not hasattr(_STOCK_PARTITION_RECORDS, "_consumer_record"):
-        raise ConfigError(f"aiokafka {aiokafka.__version__} reads partitions in another way; install the pinned version")
+        raise ConfigError(
+            f"aiokafka {aiokafka.__version__} reads partitions in another way; install the pinned version"
+        )
     aiokafka_fetcher.PartitionRecords = BlockRecords
 
 
@@ -161,8 +165,9 @@ class BlockConsumer(driver.Consumer):
         return self.durable.get(tp)
 
     async def on_partitions_revoked(self, revoked: set[TP]) -> None:
-        """Forget what was durable of partitions that leave."""
+        """Commit what became durable while the partitions were handed over, then forget it."""
         await super().on_partitions_revoked(revoked)
+        await self.commit()
         for tp in revoked:
             self.durable.pop(tp, None)
 
@@ -207,20 +212,36 @@ class FaustSource:
 
     def __init__(self, app: faust.App) -> None:
         self._app = app
+        self._answered: dict[TP, tuple[int | None, int]] = {}
 
     async def seek(self, topic: str, partition: int, offset: int) -> None:
-        """Read this partition from `offset` on."""
-        await self._app.consumer.seek(TP(topic, partition), offset)
+        """Read this partition from `offset` on; nothing happens if it has left this worker."""
+        with contextlib.suppress(IllegalStateError):
+            # In the consumer's own thread: from another one a fetch under way could set the position back.
+            await self._app.consumer.seek_wait({TP(topic, partition): offset})
 
     def end(self, topic: str, partition: int) -> tuple[int, int] | None:
-        """End offset of the partition and the wall time it was seen, None before the first answer."""
+        """End offset of the partition and a wall time at which it was the end; None before two answers.
+
+        An answer may have been long under way. The one before it was here before it was asked for, so that
+        one's time is given.
+        """
         consumer = self._app.consumer._thread._consumer  # noqa: SLF001 (Faust passes no time of the answer on)
-        tp = aiokafka.TopicPartition(topic, partition)
+        tp = TP(topic, partition)
         if consumer is None or tp not in consumer.assignment():
+            self._answered.pop(tp, None)
             return None
-        end, seen_ms = consumer.highwater(tp), consumer.last_poll_timestamp(tp)
-        return None if end is None or seen_ms is None else (end, seen_ms)
+        end, answered_ms = consumer.highwater(tp), consumer.last_poll_timestamp(tp)
+        if end is None or answered_ms is None:
+            return None
+        before_ms, last_ms = self._answered.get(tp, (None, answered_ms))
+        if answered_ms != last_ms:
+            before_ms = last_ms
+        self._answered[tp] = (before_ms, answered_ms)
+        return None if before_ms is None else (end, before_ms)
 
     def durable(self, topic: str, partition: int, offset: int) -> None:
         """Everything below `offset` is covered by a snapshot and may be committed."""
-        self._app.consumer.durable[TP(topic, partition)] = offset
+        tp = TP(topic, partition)
+        if tp in self._app.consumer.assignment():
+            self._app.consumer.durable[tp] = offset

@@ -44,21 +44,27 @@ class LogWriter:
             max_request_size=2 * 1024 * 1024,
             compression_type=None,
         )
-        await _reached(self._producer.start(), "connect a producer", _SEND_DEADLINE_S)
+        await _started(self._producer, "connect a producer", _SEND_DEADLINE_S)
 
     async def stop(self) -> None:
         """Wait for what is under way and disconnect."""
         if self._producer is not None:
             await self._producer.stop()
 
-    async def send(self, topic: str, *, key: bytes, value: bytes | None, partition: int | None = None) -> Awaitable[Any]:
+    async def send(
+        self, topic: str, *, key: bytes, value: bytes | None, partition: int | None = None
+    ) -> Awaitable[Any]:
         """Queue a record; await the result to know that the broker has it."""
         future: Awaitable[Any] = await _reached(
-            self._producer.send(topic, value=value, key=key, partition=partition), f"queue for {topic}", _SEND_DEADLINE_S
+            self._producer.send(topic, value=value, key=key, partition=partition),
+            f"queue for {topic}",
+            _SEND_DEADLINE_S,
         )
         return future
 
-    async def send_and_wait(self, topic: str, *, key: bytes, value: bytes | None, partition: int | None = None) -> None:
+    async def send_and_wait(
+        self, topic: str, *, key: bytes, value: bytes | None, partition: int | None = None
+    ) -> None:
         """Write a record; it is on the broker when this returns."""
         await self.durable([await self.send(topic, key=key, value=value, partition=partition)], topic)
 
@@ -83,23 +89,30 @@ async def read_all(settings: Settings, topic: str, partitions: Sequence[int]) ->
     async with _consumer(settings) as consumer:
         assigned = await _assign(consumer, topic, partitions)
         ends = await _reached(consumer.end_offsets(assigned), f"look up the end of {topic}", _READ_DEADLINE_S)
-        starts = await _reached(consumer.beginning_offsets(assigned), f"look up the start of {topic}", _READ_DEADLINE_S)
+        starts = await _reached(
+            consumer.beginning_offsets(assigned), f"look up the start of {topic}", _READ_DEADLINE_S
+        )
         open_ends = {tp: end for tp, end in ends.items() if end > starts[tp]}
-        async with asyncio.timeout(_READ_DEADLINE_S):
-            while open_ends:
-                for tp, batch in (await consumer.getmany(*open_ends, timeout_ms=200)).items():
-                    records += [_record(record) for record in batch if record.offset < ends[tp]]
-                for tp in list(open_ends):
-                    if await consumer.position(tp) >= open_ends[tp]:
-                        del open_ends[tp]
+        await _reached(_read_to(consumer, open_ends, records), f"read {topic}", _READ_DEADLINE_S)
     return records
+
+
+async def _read_to(consumer: Any, open_ends: dict[Any, int], records: list[LogRecord]) -> None:
+    while open_ends:
+        for tp, batch in (await consumer.getmany(*open_ends, timeout_ms=200)).items():
+            records += [_record(record) for record in batch if record.offset < open_ends[tp]]
+        for tp in list(open_ends):
+            if await consumer.position(tp) >= open_ends[tp]:
+                del open_ends[tp]
 
 
 async def log_starts(settings: Settings, topics: Sequence[str], partition: int) -> dict[str, int]:
     """The first offset that the broker still has of one partition of each topic."""
     async with _consumer(settings) as consumer:
         wanted = [aiokafka.TopicPartition(topic, partition) for topic in topics]
-        starts = await _reached(consumer.beginning_offsets(wanted), "look up the start of the log", _READ_DEADLINE_S)
+        starts = await _reached(
+            consumer.beginning_offsets(wanted), "look up the start of the log", _READ_DEADLINE_S
+        )
     return {tp.topic: int(start) for tp, start in starts.items()}
 
 
@@ -125,7 +138,12 @@ class LogTail:
 
     async def poll(self) -> tuple[list[LogRecord], bool]:
         """What is new, and whether the end was reached."""
-        ends = await _reached(self._consumer.end_offsets(self._assigned), f"look up the end of {self._topic}", _READ_DEADLINE_S)
+        ends = await _reached(
+            self._consumer.end_offsets(self._assigned), f"look up the end of {self._topic}", _READ_DEADLINE_S
+        )
+        return await _reached(self._read(ends), f"read {self._topic}", _READ_DEADLINE_S)  # type: ignore[no-any-return]
+
+    async def _read(self, ends: dict[Any, int]) -> tuple[list[LogRecord], bool]:
         batches = await self._consumer.getmany(*self._assigned, timeout_ms=50)
         records = [_record(record) for batch in batches.values() for record in batch]
         positions = [await self._consumer.position(tp) >= ends[tp] for tp in self._assigned]
@@ -135,9 +153,12 @@ class LogTail:
 @contextlib.asynccontextmanager
 async def _consumer(settings: Settings) -> AsyncIterator[Any]:
     consumer = aiokafka.AIOKafkaConsumer(
-        **settings.aiokafka_options(), enable_auto_commit=False, auto_offset_reset="earliest", fetch_max_wait_ms=100
+        **settings.aiokafka_options(),
+        enable_auto_commit=False,
+        auto_offset_reset="earliest",
+        fetch_max_wait_ms=100,
     )
-    await _reached(consumer.start(), "connect a consumer", _READ_DEADLINE_S)
+    await _started(consumer, "connect a consumer", _READ_DEADLINE_S)
     try:
         yield consumer
     finally:
@@ -154,6 +175,14 @@ async def _assign(consumer: Any, topic: str, partitions: Sequence[int]) -> list[
 
 def _record(record: Any) -> LogRecord:
     return LogRecord(record.partition, record.offset, record.timestamp, record.key, record.value)
+
+
+async def _started(client: Any, what: str, deadline_s: float) -> None:
+    try:
+        await _reached(client.start(), what, deadline_s)
+    except BaseException:
+        await client.stop()
+        raise
 
 
 async def _reached(call: Awaitable[Any], what: str, deadline_s: float) -> Any:

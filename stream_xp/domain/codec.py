@@ -1,19 +1,21 @@
 """From the bytes of a Kafka record to an exposure or a reward, or to the reason why not.
 
-A record carries JSON, plain or in a CloudEvents envelope: binary (attributes in ``ce_`` headers) or structured
-(``content-type: application/cloudevents+json``, the event as the value). The checks run in a fixed order, so
-that a record always gets the same reason: size, emptiness, key, envelope, JSON, fields, key equals unit, time.
+A record carries JSON, plain or in a CloudEvents envelope: binary (attributes in ``ce_`` headers) or
+structured (``content-type: application/cloudevents+json``, the event as the value). The checks run in a fixed
+order, so that a record always gets the same reason: size, emptiness, key, envelope, JSON, fields, key equals
+unit, time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar, cast
 
 import msgspec
 
 from stream_xp.domain.events import Exposure, Reward, epoch_ms
-from stream_xp.errors import Reason, RecordRejected
+from stream_xp.domain.experiment import ExperimentRecord, record_rules
+from stream_xp.errors import ConfigError, Reason, RecordRejected
 
 Headers: TypeAlias = Sequence[tuple[str, bytes | None]]
 Event = TypeVar("Event", Exposure, Reward)
@@ -45,6 +47,7 @@ class RawRecord(NamedTuple):
 
 _EXPOSURES = msgspec.json.Decoder(Exposure)
 _REWARDS = msgspec.json.Decoder(Reward)
+_EXPERIMENTS = msgspec.json.Decoder(ExperimentRecord)
 _OBJECT = msgspec.json.Decoder(dict[str, Any])
 
 
@@ -58,21 +61,54 @@ def decode_reward(record: RawRecord, limits: Limits = Limits()) -> Reward:  # no
     return _decode(record, limits, _REWARDS, Reward)
 
 
+class RawColumns(NamedTuple):
+    """Kafka records, a column for each field of `RawRecord`; all of one length."""
+
+    keys: Sequence[bytes | None]
+    values: Sequence[bytes | None]
+    headers: Sequence[Headers]
+    log_times_ms: Sequence[int]
+
+    def record(self, row: int) -> RawRecord:
+        """One row."""
+        return RawRecord(self.keys[row], self.values[row], self.headers[row], self.log_times_ms[row])
+
+
+def decode_experiment(experiment: str, value: bytes) -> ExperimentRecord:
+    """The experiment record under a key of ``xp.experiments``.
+
+    Raises:
+        ConfigError: it cannot be decoded, or breaks a rule; the last good record stays in force.
+    """
+    try:
+        record = _EXPERIMENTS.decode(value)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        raise ConfigError(f"experiment record of {experiment}: {error}") from error
+    broken = record_rules(record, experiment)
+    if broken:
+        raise ConfigError(f"experiment record of {experiment}: {'; '.join(broken)}")
+    return record
+
+
 def decode_exposures(
-    records: Sequence[RawRecord], limits: Limits = Limits()  # noqa: B008 (immutable)
+    raw: RawColumns,
+    limits: Limits = Limits(),  # noqa: B008 (immutable)
 ) -> list[Exposure | RecordRejected]:
-    """`decode_exposure` of each record, with a refusal in place of an exception; one call into the decoder."""
-    return _decode_many(records, limits, _EXPOSURES, decode_exposure)
+    """`decode_exposure` of each record, with a refusal in place of an exception."""
+    return _decode_many(raw, limits, _EXPOSURES, decode_exposure)
 
 
 def decode_rewards(
-    records: Sequence[RawRecord], limits: Limits = Limits()  # noqa: B008 (immutable)
+    raw: RawColumns,
+    limits: Limits = Limits(),  # noqa: B008 (immutable)
 ) -> list[Reward | RecordRejected]:
-    """`decode_reward` of each record, with a refusal in place of an exception; one call into the decoder."""
-    return _decode_many(records, limits, _REWARDS, decode_reward)
+    """`decode_reward` of each record, with a refusal in place of an exception."""
+    return _decode_many(raw, limits, _REWARDS, decode_reward)
 
 
-def _decode(record: RawRecord, limits: Limits, decoder: msgspec.json.Decoder[Event], event: type[Event]) -> Event:
+def _decode(
+    record: RawRecord, limits: Limits, decoder: msgspec.json.Decoder[Event], event: type[Event]
+) -> Event:
     value = _checked_value(record, limits)
     key = _checked_key(record)
     decoded = _guarded(lambda: _unwrap(value, record.headers, decoder, event))
@@ -82,44 +118,48 @@ def _decode(record: RawRecord, limits: Limits, decoder: msgspec.json.Decoder[Eve
 
 
 def _decode_many(
-    records: Sequence[RawRecord],
+    raw: RawColumns,
     limits: Limits,
     decoder: msgspec.json.Decoder[Event],
     decode_one: Callable[[RawRecord, Limits], Event],
 ) -> list[Event | RecordRejected]:
-    events = _decode_lines(records, limits, decoder)
+    events = _decode_clean(raw, limits, decoder)
     if events is None:
-        return [_attempt(record, limits, decode_one) for record in records]
-    future_ms = limits.future_ms
-    return [
-        event
-        if record.key == event.unit.encode() and 0 <= epoch_ms(event.time) <= record.log_time_ms + future_ms
-        else _attempt(record, limits, decode_one)
-        for record, event in zip(records, events, strict=True)
-    ]
+        return [_attempt(raw.record(row), limits, decode_one) for row in range(len(raw.values))]
+    checked: list[Event | RecordRejected] = list(events)
+    for row in _suspects(raw, events, limits):
+        checked[row] = _attempt(raw.record(row), limits, decode_one)
+    return checked
 
 
-def _decode_lines(
-    records: Sequence[RawRecord], limits: Limits, decoder: msgspec.json.Decoder[Event]
+def _decode_clean(
+    raw: RawColumns, limits: Limits, decoder: msgspec.json.Decoder[Event]
 ) -> list[Event] | None:
-    """All values in one call, or None where any record needs the careful path.
-
-    The decoder takes values one after the other and cares little for lines, so pieces of two records could
-    pass for whole ones. Hence every newline must stand between two records and between ``}`` and ``{``: JSON
-    has no such place inside a value (a string holds no raw newline, an object is followed by ``,``, ``]`` or
-    ``}``), so every record begins a value, and with as many values as records each record is one.
-    """
-    values = [record.value for record in records if record.value and not record.headers]
-    if len(values) != len(records) or max(map(len, values), default=0) > limits.record_bytes:
+    """All values without a look at each, or None where any record needs the careful path."""
+    if not all(raw.values) or any(raw.headers):
         return None
-    lines = b"\n".join(values)
-    if not lines.count(b"\n") == lines.count(b"}\n{") == len(values) - 1:
+    values = cast("Sequence[bytes]", raw.values)
+    if max(map(len, values), default=0) > limits.record_bytes:
         return None
     try:
-        events = decoder.decode_lines(lines)
+        return list(map(decoder.decode, values))
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
         return None
-    return events if len(events) == len(values) else None
+
+
+def _suspects(raw: RawColumns, events: Sequence[Event], limits: Limits) -> list[int]:
+    """The rows whose key or time breaks a rule; none, as a rule, found without a look at each key."""
+    units = "\n".join([event.unit for event in events]).encode()
+    keys = b"\n".join([key or b"" for key in raw.keys])
+    # Equal joins with one newline between neighbours have equal parts.
+    same = units == keys and keys.count(b"\n") == len(events) - 1
+    ahead = limits.future_ms
+    return [
+        row
+        for row, (event, log_time_ms) in enumerate(zip(events, raw.log_times_ms, strict=True))
+        if not 0 <= epoch_ms(event.time) <= log_time_ms + ahead
+        or not (same or raw.keys[row] == event.unit.encode())
+    ]
 
 
 def _attempt(
@@ -189,7 +229,9 @@ def _from_binary(value: bytes, named: dict[str, bytes], event: type[Event]) -> E
 def _with_envelope(data: dict[str, Any], envelope: dict[str, Any], event: type[Event]) -> Event:
     for attribute in ("specversion", "id", "source", "type"):
         if not isinstance(envelope.get(attribute), str) or not envelope[attribute]:
-            raise RecordRejected(Reason.INVALID_ENVELOPE, f"CloudEvents attribute `{attribute}` is missing or empty")
+            raise RecordRejected(
+                Reason.INVALID_ENVELOPE, f"CloudEvents attribute `{attribute}` is missing or empty"
+            )
     if envelope["specversion"] != "1.0":
         raise RecordRejected(Reason.INVALID_ENVELOPE, "CloudEvents `specversion` must be 1.0")
     attributes = {name: envelope[name] for name in _ENVELOPE_FIELDS if name in envelope}
@@ -199,7 +241,9 @@ def _with_envelope(data: dict[str, Any], envelope: dict[str, Any], event: type[E
 
 def _check_key(key: bytes, event: Exposure | Reward) -> None:
     if key != event.unit.encode():
-        raise RecordRejected(Reason.KEY_MISMATCH, "the Kafka key must equal `unit`, or the two topics cannot be joined")
+        raise RecordRejected(
+            Reason.KEY_MISMATCH, "the Kafka key must equal `unit`, or the two topics cannot be joined"
+        )
 
 
 def _check_time(event: Exposure | Reward, log_time_ms: int, limits: Limits) -> None:

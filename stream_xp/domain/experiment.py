@@ -149,7 +149,8 @@ class Metric(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         """Largest |quantised value| of one reward."""
         if self.folds_by is Aggregation.ANY:
             return MAX_STEPS
-        return math.floor((self.bound or 1.0) / self.step)
+        # A hair above the quotient, so that a bound of whole steps keeps its last one: 0.3 / 0.1 is 2.9999….
+        return math.floor((self.bound or 1.0) / self.step * (1 + 1e-9))
 
 
 class ExperimentSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -177,7 +178,13 @@ class ExperimentSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     sample_ratio_alpha: Probability = 0.001
     minimum_runtime: Duration = "0s"
     maximum_runtime: Duration | None = None
-    segments: dict[Key, Annotated[tuple[Annotated[str, msgspec.Meta(min_length=1, max_length=100)], ...], msgspec.Meta(min_length=1, max_length=64)]] = {}
+    segments: dict[
+        Key,
+        Annotated[
+            tuple[Annotated[str, msgspec.Meta(min_length=1, max_length=100)], ...],
+            msgspec.Meta(min_length=1, max_length=64),
+        ],
+    ] = {}
 
     @property
     def control(self) -> Arm:
@@ -235,7 +242,9 @@ def _arm_faults(spec: ExperimentSpec) -> list[Fault]:
 def _metric_list_faults(spec: ExperimentSpec) -> list[Fault]:
     faults = _repeated([metric.key for metric in spec.metrics], "metrics", "key")
     if not any(metric.role in (Role.PRIMARY, Role.GUARDRAIL) for metric in spec.metrics):
-        faults.append(Fault(("metrics",), "at least one metric must be primary or guardrail, or nothing can be decided"))
+        faults.append(
+            Fault(("metrics",), "at least one metric must be primary or guardrail, or nothing can be decided")
+        )
     for index, metric in enumerate(spec.metrics):
         faults += [Fault(("metrics", index, field), message) for field, message in _metric_faults(metric)]
     return faults
@@ -245,13 +254,37 @@ def _metric_faults(metric: Metric) -> list[tuple[str, str]]:
     checks = [
         (metric.window_ms == 0, "attribution_window", "must be longer than 0"),
         (metric.role is Role.GUARDRAIL and metric.margin is None, "role", "a guardrail needs a margin"),
-        (metric.role is not Role.GUARDRAIL and metric.margin is not None, "margin", "only a guardrail has a margin"),
-        (metric.role is not Role.GUARDRAIL and metric.critical, "critical", "only a guardrail can be critical"),
-        (metric.role is Role.GUARDRAIL and metric.minimum_effect is not None, "minimum_effect", "a guardrail has a margin, not a minimum effect"),
+        (
+            metric.role is not Role.GUARDRAIL and metric.margin is not None,
+            "margin",
+            "only a guardrail has a margin",
+        ),
+        (
+            metric.role is not Role.GUARDRAIL and metric.critical,
+            "critical",
+            "only a guardrail can be critical",
+        ),
+        (
+            metric.role is Role.GUARDRAIL and metric.minimum_effect is not None,
+            "minimum_effect",
+            "a guardrail has a margin, not a minimum effect",
+        ),
         (metric.kind is MetricKind.MEAN and metric.bound is None, "kind", "a mean needs a bound"),
-        (metric.kind is MetricKind.CONVERSION and metric.aggregation not in (None, Aggregation.ANY), "aggregation", "a conversion folds by any"),
-        (metric.kind is MetricKind.CONVERSION and metric.scale not in (None, 1.0), "scale", "a conversion has scale 1"),
-        (metric.kind is MetricKind.CONVERSION and metric.bound not in (None, 1.0), "bound", "a conversion has bound 1"),
+        (
+            metric.kind is MetricKind.CONVERSION and metric.aggregation not in (None, Aggregation.ANY),
+            "aggregation",
+            "a conversion folds by any",
+        ),
+        (
+            metric.kind is MetricKind.CONVERSION and metric.scale not in (None, 1.0),
+            "scale",
+            "a conversion has scale 1",
+        ),
+        (
+            metric.kind is MetricKind.CONVERSION and metric.bound not in (None, 1.0),
+            "bound",
+            "a conversion has bound 1",
+        ),
     ]
     return [(field, message) for broken, field, message in checks if broken] + _step_faults(metric)
 
@@ -310,3 +343,24 @@ class ExperimentRecord(msgspec.Struct, frozen=True, kw_only=True):
     design_hash: str
     status: Status = Status.ACTIVE
     schema: int = 1
+
+
+def record_rules(record: ExperimentRecord, experiment: str) -> list[str]:
+    """Every rule that a well-typed record under the key `experiment` breaks."""
+    found = [fault.message for fault in rules(record.spec)]
+    if record.spec.experiment != experiment:
+        found.append(f"key is {experiment!r}, the spec is of {record.spec.experiment!r}")
+    if record.design_hash != record.spec.design_hash():
+        found.append("design_hash is not that of the spec")
+    return found + _epoch_faults(record)
+
+
+def _epoch_faults(record: ExperimentRecord) -> list[str]:
+    arms = {arm.key for arm in record.spec.arms}
+    found = []
+    if not record.epochs or [epoch.epoch for epoch in record.epochs] != list(range(len(record.epochs))):
+        found.append("epochs must be numbered 0, 1, 2, … without a hole, and there must be one")
+    for epoch in record.epochs:
+        if set(epoch.weights) != arms or abs(math.fsum(epoch.weights.values()) - 1.0) > 1e-9:
+            found.append(f"the weights of epoch {epoch.epoch} must name every arm and sum to 1")
+    return found

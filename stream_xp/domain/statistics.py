@@ -149,7 +149,9 @@ class Outcomes(msgspec.Struct, frozen=True, kw_only=True):
 def add_outcomes(parts: Iterable[Outcomes]) -> Outcomes:
     """Sum of outcomes over partitions or topics."""
     listed = list(parts)
-    return Outcomes(**{name: sum(getattr(part, name) for part in listed) for name in Outcomes.__struct_fields__})
+    return Outcomes(
+        **{name: sum(getattr(part, name) for part in listed) for name in Outcomes.__struct_fields__}
+    )
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True):
@@ -194,7 +196,9 @@ class PartitionStatistics(msgspec.Struct, frozen=True, kw_only=True):
 
     def position(self) -> tuple[int, int, int]:
         """Orders the records of one key: version, records applied, watermark."""
-        applied = sum(-1 if p.applied_offset is None else p.applied_offset for p in (self.exposures, self.rewards))
+        applied = sum(
+            -1 if p.applied_offset is None else p.applied_offset for p in (self.exposures, self.rewards)
+        )
         return (self.version, applied, -1 if self.watermark_ms is None else self.watermark_ms)
 
     def newer_than(self, other: PartitionStatistics) -> bool:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from itertools import chain
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from stream_xp.domain.codec import Headers, Limits, RawRecord, decode_exposures, decode_rewards
+from stream_xp.domain.codec import Headers, Limits, RawColumns, decode_exposures, decode_rewards
 from stream_xp.domain.dead_letter import DeadLetter, dead_letter
 from stream_xp.domain.events import Exposure, Reward, epoch_ms
-from stream_xp.engine.registry import DEAD, FOREVER, Interval, Registry, Slot, refuses
+from stream_xp.engine.registry import DEAD, FOREVER, Interval, Registry, Slot
 from stream_xp.errors import RecordRejected
 
+_Event = TypeVar("_Event", Exposure, Reward)
 Int64 = npt.NDArray[np.int64]
 NO_EXPERIMENT = -1
 
@@ -105,11 +107,10 @@ def exposure_columns(
     """Decode and route a block of exposures; refused rows have slot DEAD and a dead letter."""
     log_ms = log_times(block, floor_ms)
     logs = log_ms.tolist()
-    decoded = decode_exposures(_raw(block, logs), limits)
-    router = _ExposureRouter(registry)
-    routed = [router.route(event, log) for event, log in zip(decoded, logs, strict=True)]
-    events = [None if isinstance(route, RecordRejected) else event for event, route in zip(decoded, routed, strict=True)]
-    codes = np.array([_DEAD_EXPOSURE if isinstance(r, RecordRejected) else r for r in routed], np.int64).reshape(-1, 4)
+    decoded = decode_exposures(RawColumns(block.keys, block.values, block.headers, logs), limits)
+    route = _router(registry, _ExposureRouter).route
+    routed = [route(event, log) for event, log in zip(decoded, logs, strict=True)]
+    events, codes, letters = _sorted_out(block, logs, decoded, routed, dead=(DEAD, 0, 0, 0))
     columns = ExposureColumns(
         offset=np.asarray(block.offsets, np.int64),
         log_ms=log_ms,
@@ -119,7 +120,7 @@ def exposure_columns(
         epoch=np.ascontiguousarray(codes[:, 2]),
         segment=np.ascontiguousarray(codes[:, 3]),
     )
-    return columns, _dead_letters(block, logs, routed)
+    return columns, letters
 
 
 def reward_columns(
@@ -128,24 +129,27 @@ def reward_columns(
     """Decode and route a block of rewards; refused rows have event DEAD and a dead letter."""
     log_ms = log_times(block, floor_ms)
     logs = log_ms.tolist()
-    decoded = decode_rewards(_raw(block, logs), limits)
-    router = _RewardRouter(registry)
-    routed = [router.route(event, log) for event, log in zip(decoded, logs, strict=True)]
-    events = [None if isinstance(route, RecordRejected) else event for event, route in zip(decoded, routed, strict=True)]
-    codes = np.array([_DEAD_REWARD if isinstance(r, RecordRejected) else r for r in routed], np.int64).reshape(-1, 2)
+    decoded = decode_rewards(RawColumns(block.keys, block.values, block.headers, logs), limits)
+    route = _router(registry, _RewardRouter).route
+    routed = [route(event, log) for event, log in zip(decoded, logs, strict=True)]
+    events, codes, letters = _sorted_out(block, logs, decoded, routed, dead=(DEAD, NO_EXPERIMENT))
     columns = RewardColumns(
         offset=np.asarray(block.offsets, np.int64),
         log_ms=log_ms,
         **_identity(block, events),
         event=np.ascontiguousarray(codes[:, 0]),
         experiment=np.ascontiguousarray(codes[:, 1]),
-        value=np.array([0.0 if e is None else e.value for e in events], np.float64),  # type: ignore[union-attr]
+        value=np.array([0.0 if e is None else e.value for e in events], np.float64),
     )
-    return columns, _dead_letters(block, logs, routed)
+    return columns, letters
 
 
-_DEAD_EXPOSURE = (DEAD, 0, 0, 0)
-_DEAD_REWARD = (DEAD, NO_EXPERIMENT)
+def _router(registry: Registry, kind: type[_Router]) -> _Router:
+    """The router of this state of the registry; made once for many blocks."""
+    router = registry.memo.get(kind.__name__)
+    if not isinstance(router, kind):
+        router = registry.memo[kind.__name__] = kind(registry)
+    return router
 
 
 class _ExposureRouter:
@@ -155,7 +159,9 @@ class _ExposureRouter:
         self._registry = registry
         self._plain: dict[str, tuple[int, int, dict[str, tuple[int, int, int, int]]]] = {}
 
-    def route(self, event: Exposure | RecordRejected, log_ms: int) -> tuple[int, int, int, int] | RecordRejected:
+    def route(
+        self, event: Exposure | RecordRejected, log_ms: int
+    ) -> tuple[int, int, int, int] | RecordRejected:
         if isinstance(event, RecordRejected):
             return event
         plain = self._plain.get(event.experiment)
@@ -178,20 +184,25 @@ class _ExposureRouter:
         return codes
 
 
+_Router = TypeVar("_Router", "_ExposureRouter", "_RewardRouter")
+
+
 def _is_plain(slot: Slot, interval: Interval) -> bool:
     """Whether arm alone decides where an exposure goes: one weight epoch, number 0, and no segments."""
     return not slot.segments.names and [epoch.epoch for epoch in interval.epochs] == [0]
 
 
 class _RewardRouter:
-    """Routes rewards, remembering per event name from when on some metric always listens, and its tightest bound."""
+    """Routes rewards, remembering per event name from when on a metric always listens, and the tightest bound."""
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
         self._plain: dict[str, tuple[int, float, tuple[int, int]]] = {}
         for event, code in registry.events.items():
             heard = registry.all_listeners(event)
-            open_ended = [slot.intervals[-1].from_ms for slot, _ in heard if slot.intervals[-1].until_ms == FOREVER]
+            open_ended = [
+                slot.intervals[-1].from_ms for slot, _ in heard if slot.intervals[-1].until_ms == FOREVER
+            ]
             bound = min(metric.max_steps * metric.step for _, metric in heard) * (1 - 1e-12)
             self._plain[event] = (min(open_ended, default=FOREVER), bound, (code, NO_EXPERIMENT))
 
@@ -199,7 +210,12 @@ class _RewardRouter:
         if isinstance(event, RecordRejected):
             return event
         plain = self._plain.get(event.metric)
-        if event.experiment is None and plain is not None and log_ms >= plain[0] and abs(event.value) <= plain[1]:
+        if (
+            event.experiment is None
+            and plain is not None
+            and log_ms >= plain[0]
+            and abs(event.value) <= plain[1]
+        ):
             return plain[2]
         try:
             code = self._registry.route_reward(event, log_ms)
@@ -212,8 +228,21 @@ class _RewardRouter:
         return NO_EXPERIMENT if found is None or isinstance(found, int) else found[0].index
 
 
-def _raw(block: Block, logs: list[int]) -> list[RawRecord]:
-    return list(map(RawRecord, block.keys, block.values, block.headers, logs))
+def _sorted_out(
+    block: Block,
+    logs: list[int],
+    decoded: Sequence[_Event | RecordRejected],
+    routed: Sequence[tuple[int, ...] | RecordRejected],
+    *,
+    dead: tuple[int, ...],
+) -> tuple[Sequence[_Event | None], Int64, list[DeadLetter]]:
+    """The events (None where one was refused), their codes, and the dead letters."""
+    refused = {row: route for row, route in enumerate(routed) if isinstance(route, RecordRejected)}
+    events = [None if row in refused else event for row, event in enumerate(decoded)] if refused else decoded
+    kept = [dead if row in refused else route for row, route in enumerate(routed)] if refused else routed
+    codes = np.fromiter(chain.from_iterable(cast("Sequence[tuple[int, ...]]", kept)), np.int64)
+    letters = [_dead_letter(block, logs[row], row, rejection) for row, rejection in refused.items()]
+    return cast("Sequence[_Event | None]", events), codes.reshape(-1, len(dead)), letters
 
 
 def _identity(block: Block, events: Sequence[Exposure | Reward | None]) -> dict[str, Any]:
@@ -229,30 +258,14 @@ def hashes(values: Sequence[bytes]) -> Int64:
     return np.frombuffer(b"".join(map(xxhash.xxh3_128_digest, values)), np.int64).reshape(-1, 2)
 
 
-def _dead_letters(block: Block, logs: list[int], routed: Sequence[object]) -> list[DeadLetter]:
-    return [
-        dead_letter(
-            topic=block.topic,
-            partition=block.partition,
-            offset=block.offsets[row],
-            log_time_ms=logs[row],
-            reason=route.reason,
-            detail=route.detail,
-            key=block.keys[row],
-            value=block.values[row],
-        )
-        for row, route in enumerate(routed)
-        if isinstance(route, RecordRejected)
-    ]
-
-
-__all__ = [
-    "Block",
-    "ExposureColumns",
-    "RewardColumns",
-    "exposure_columns",
-    "hashes",
-    "log_times",
-    "refuses",
-    "reward_columns",
-]
+def _dead_letter(block: Block, log_time_ms: int, row: int, rejection: RecordRejected) -> DeadLetter:
+    return dead_letter(
+        topic=block.topic,
+        partition=block.partition,
+        offset=block.offsets[row],
+        log_time_ms=log_time_ms,
+        reason=rejection.reason,
+        detail=rejection.detail,
+        key=block.keys[row],
+        value=block.values[row],
+    )

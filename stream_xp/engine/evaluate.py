@@ -63,7 +63,8 @@ def _strata(metric: Metric, control: str, arm: str, cells: Cells) -> list[stats.
     epochs = sorted({epoch for key, _, epoch in cells if key == metric.key})
     return [
         stats.Stratum(
-            cells.get((metric.key, control, epoch), stats.EMPTY), cells.get((metric.key, arm, epoch), stats.EMPTY)
+            cells.get((metric.key, control, epoch), stats.EMPTY),
+            cells.get((metric.key, arm, epoch), stats.EMPTY),
         )
         for epoch in epochs
     ]
@@ -82,14 +83,20 @@ def _metric_result(spec: ExperimentSpec, metric: Metric, arm: str, cells: Cells)
     means = stats.summarise(strata, scale=metric.step)
     if isinstance(means, stats.Undetermined):
         return msgspec.structs.replace(result, note=means.reason)
-    result = msgspec.structs.replace(result, control_mean=means.control_mean, arm_mean=means.treatment_mean, **_effect(spec, metric, means))
+    result = msgspec.structs.replace(
+        result, control_mean=means.control_mean, arm_mean=means.treatment_mean, **_effect(spec, metric, means)
+    )
     if metric.role is Role.GUARDRAIL:
         result = msgspec.structs.replace(result, **_guard(spec, metric, means))
     return msgspec.structs.replace(result, state=_state(metric, result))
 
 
 def _effect(spec: ExperimentSpec, metric: Metric, means: stats.ArmMeans) -> dict[str, Evidence]:
-    alpha = spec.alpha / (len(spec.with_role(Role.PRIMARY)) * len(spec.treatments)) if metric.role is Role.PRIMARY else spec.alpha
+    alpha = (
+        spec.alpha / (len(spec.with_role(Role.PRIMARY)) * len(spec.treatments))
+        if metric.role is Role.PRIMARY
+        else spec.alpha
+    )
     rho2 = stats.tuned_rho2(pair_sample(spec), alpha)
     shown = {"effect": _evidence(stats.mean_difference(means, alpha=alpha, rho2=rho2), alpha)}
     lift = stats.relative_lift(means, alpha=alpha, rho2=rho2)
@@ -173,7 +180,9 @@ def _unit_counts(statistics: ExperimentStatistics) -> dict[tuple[str, int], int]
 
 def _arm_results(record: ExperimentRecord, statistics: ExperimentStatistics) -> tuple[ArmResult, ...]:
     counts = _unit_counts(statistics)
-    totals = {epoch.epoch: sum(n for (_, e), n in counts.items() if e == epoch.epoch) for epoch in record.epochs}
+    totals = {
+        epoch.epoch: sum(n for (_, e), n in counts.items() if e == epoch.epoch) for epoch in record.epochs
+    }
     return tuple(
         ArmResult(
             arm=arm.key,
@@ -194,7 +203,10 @@ def _sample_ratio(record: ExperimentRecord, statistics: ExperimentStatistics) ->
     arms = [arm.key for arm in record.spec.arms]
     rows = [[counts.get((arm, epoch.epoch), 0) for arm in arms] for epoch in record.epochs]
     weights = [[epoch.weights.get(arm, 0.0) for arm in arms] for epoch in record.epochs]
-    rows = [[n if w > 0 else 0 for n, w in zip(row, weight, strict=True)] for row, weight in zip(rows, weights, strict=True)]
+    rows = [
+        [n if w > 0 else 0 for n, w in zip(row, weight, strict=True)]
+        for row, weight in zip(rows, weights, strict=True)
+    ]
     found = stats.sample_ratio(rows, weights)
     if isinstance(found, stats.Undetermined):
         return None
@@ -216,7 +228,9 @@ def _stray_units(record: ExperimentRecord, counts: dict[tuple[str, int], int]) -
     )
 
 
-def _invalid(statistics: ExperimentStatistics, ratio: SampleRatio | None, units: Sequence[int]) -> tuple[str, ...]:
+def _invalid(
+    statistics: ExperimentStatistics, ratio: SampleRatio | None, units: Sequence[int]
+) -> tuple[str, ...]:
     reasons = []
     if ratio is not None and ratio.mismatch:
         reasons.append("sample-ratio mismatch")

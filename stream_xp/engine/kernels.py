@@ -20,11 +20,35 @@ OVERFLOW = 2**61
 """A unit's sum beyond this would let its square leave 128 bits; MAX_STEPS makes it take 2**21 rewards."""
 
 # Where the scalars stand in State.scalars.
-LOG_EXPOSURES, LOG_REWARDS, WATERMARK, ROWS, VALUES, DUE, WAITING, FREE, POOL, IDS_EXPOSURES, IDS_REWARDS, FAULT = range(12)
+(
+    LOG_EXPOSURES,
+    LOG_REWARDS,
+    WATERMARK,
+    ROWS,
+    VALUES,
+    DUE,
+    WAITING,
+    FREE,
+    POOL,
+    IDS_EXPOSURES,
+    IDS_REWARDS,
+    FAULT,
+) = range(12)
 SCALARS = 12
 
 # Where the outcomes stand in State.exposure_outcomes and reward_outcomes; the order of domain.statistics.Outcomes.
-READ, COUNTED, DUPLICATE, LATE, UNATTRIBUTED, UNKNOWN_EXPERIMENT, INACTIVE_EXPERIMENT, CROSSOVER, DEAD_LETTERED, WAITS = range(10)
+(
+    READ,
+    COUNTED,
+    DUPLICATE,
+    LATE,
+    UNATTRIBUTED,
+    UNKNOWN_EXPERIMENT,
+    INACTIVE_EXPERIMENT,
+    CROSSOVER,
+    DEAD_LETTERED,
+    WAITS,
+) = range(10)
 OUTCOMES = 10
 
 AGG_ANY, AGG_SUM, AGG_MAX, AGG_LAST = range(4)
@@ -44,7 +68,9 @@ SLOT = np.dtype(
         ("epoch_start", "i8"),
     ]
 )
-METRIC = np.dtype([("aggregation", "i8"), ("scale", "f8"), ("max_steps", "f8"), ("window_ms", "i8"), ("word", "i8")])
+METRIC = np.dtype(
+    [("aggregation", "i8"), ("scale", "f8"), ("max_steps", "f8"), ("window_ms", "i8"), ("word", "i8")]
+)
 STAGE = np.dtype([("window_ms", "i8"), ("metric_start", "i8")])
 INTERVAL = np.dtype([("from_ms", "i8"), ("until_ms", "i8")])
 DIMENSION = np.dtype([("size", "i8"), ("cell", "i8")])
@@ -112,7 +138,7 @@ class State(NamedTuple):
 
     Attributes:
         scalars: see the constants above.
-        index: open addressing, row + 1 of a (slot, unit); 0 is empty.
+        lookup: open addressing, row + 1 of a (slot, unit); 0 is empty.
         rows: (slot, unit) pairs in order of first sight, 56 bytes each.
         values: the quantised values of all rows, `slots.width` words each.
         due: heap of when rows mature next.
@@ -124,7 +150,7 @@ class State(NamedTuple):
     """
 
     scalars: Int64
-    index: npt.NDArray[np.int32]
+    lookup: npt.NDArray[np.int32]
     rows: npt.NDArray[np.void]
     values: Int64
     due: npt.NDArray[np.void]
@@ -232,11 +258,11 @@ def _pop(heap, n):
 
 @_compiled
 def _find(state, slot, u0, u1):
-    """The index cell of (slot, unit): it holds row + 1, or 0 where the row would go."""
-    mask = state.index.shape[0] - 1
+    """The lookup cell of (slot, unit): it holds row + 1, or 0 where the row would go."""
+    mask = state.lookup.shape[0] - 1
     at = (u0 + slot * np.int64(-7046029254386353131)) & mask
     while True:
-        row = state.index[at] - 1
+        row = state.lookup[at] - 1
         if row < 0:
             return at
         if state.rows[row].unit0 == u0 and state.rows[row].unit1 == u1 and state.rows[row].slot == slot:
@@ -245,14 +271,14 @@ def _find(state, slot, u0, u1):
 
 
 @_compiled
-def reindex(index, rows, n):
-    """Enter the first n rows into an empty index."""
-    mask = index.shape[0] - 1
+def enter_rows(lookup, rows, n):
+    """Enter the first n rows into an empty lookup."""
+    mask = lookup.shape[0] - 1
     for row in range(n):
         at = (rows[row].unit0 + rows[row].slot * np.int64(-7046029254386353131)) & mask
-        while index[at] != 0:
+        while lookup[at] != 0:
             at = (at + 1) & mask
-        index[at] = row + 1
+        lookup[at] = row + 1
 
 
 @_compiled
@@ -362,7 +388,7 @@ def _await_maturity(layout, state, row, lateness_ms):
 def _new_row(layout, state, at, slot, u0, u1, arm, epoch, segment, time_ms):
     row = state.scalars[ROWS]
     state.scalars[ROWS] += 1
-    state.index[at] = row + 1
+    state.lookup[at] = row + 1
     state.rows[row].unit0 = u0
     state.rows[row].unit1 = u1
     state.rows[row].slot = slot
@@ -397,7 +423,7 @@ def _cross_over(layout, state, row, cells):
 @_compiled
 def _expose(layout, state, cells, slot, u0, u1, arm, epoch, segment, time_ms, lateness_ms):
     at = _find(state, slot, u0, u1)
-    row = state.index[at] - 1
+    row = state.lookup[at] - 1
     if time_ms < state.tallies[slot].first_exposure_ms:
         state.tallies[slot].first_exposure_ms = time_ms
         state.tallies[slot].dirty = 1
@@ -426,7 +452,22 @@ def _expose(layout, state, cells, slot, u0, u1, arm, epoch, segment, time_ms, la
 
 
 @_compiled
-def fold_exposures(layout, state, offset, log_ms, time_ms, unit, event_id, slot, arm, epoch, segment, lateness_ms, cells, behind):
+def fold_exposures(
+    layout,
+    state,
+    offset,
+    log_ms,
+    time_ms,
+    unit,
+    event_id,
+    slot,
+    arm,
+    epoch,
+    segment,
+    lateness_ms,
+    cells,
+    behind,
+):
     """Apply exposures in offset order; `behind` gets the offsets refused by the watermark alone; how many."""
     scalars = state.scalars
     outcomes = state.exposure_outcomes
@@ -435,17 +476,44 @@ def fold_exposures(layout, state, offset, log_ms, time_ms, unit, event_id, slot,
         outcomes[READ] += 1
         scalars[LOG_EXPOSURES] = log_ms[i]
         if slot[i] < 0:
-            outcomes[DEAD_LETTERED if slot[i] == -3 else INACTIVE_EXPERIMENT if slot[i] == -2 else UNKNOWN_EXPERIMENT] += 1
+            outcomes[
+                DEAD_LETTERED
+                if slot[i] == -3
+                else INACTIVE_EXPERIMENT
+                if slot[i] == -2
+                else UNKNOWN_EXPERIMENT
+            ] += 1
         elif time_ms[i] + lateness_ms < log_ms[i]:
             outcomes[LATE] += 1
         elif time_ms[i] + lateness_ms < scalars[WATERMARK]:
             outcomes[LATE] += 1
             behind[refused] = offset[i]
             refused += 1
-        elif _seen(state.exposure_ids, scalars, IDS_EXPOSURES, event_id[i, 0], event_id[i, 1], time_ms[i], log_ms[i], lateness_ms):
+        elif _seen(
+            state.exposure_ids,
+            scalars,
+            IDS_EXPOSURES,
+            event_id[i, 0],
+            event_id[i, 1],
+            time_ms[i],
+            log_ms[i],
+            lateness_ms,
+        ):
             outcomes[DUPLICATE] += 1
         else:
-            _expose(layout, state, cells, slot[i], unit[i, 0], unit[i, 1], arm[i], epoch[i], segment[i], time_ms[i], lateness_ms)
+            _expose(
+                layout,
+                state,
+                cells,
+                slot[i],
+                unit[i, 0],
+                unit[i, 1],
+                arm[i],
+                epoch[i],
+                segment[i],
+                time_ms[i],
+                lateness_ms,
+            )
     return refused
 
 
@@ -473,7 +541,9 @@ def _keep_waiting(state, unit, i, offset, log_ms, time_ms, event, experiment, va
 
 
 @_compiled
-def fold_rewards(layout, state, offset, log_ms, time_ms, unit, event_id, event, experiment, value, lateness_ms, behind):
+def fold_rewards(
+    layout, state, offset, log_ms, time_ms, unit, event_id, event, experiment, value, lateness_ms, behind
+):
     """Take in rewards in offset order: they wait until the watermark passes; `behind` as in fold_exposures."""
     scalars = state.scalars
     outcomes = state.reward_outcomes
@@ -495,7 +565,16 @@ def fold_rewards(layout, state, offset, log_ms, time_ms, unit, event_id, event, 
             outcomes[LATE] += 1
             behind[refused] = offset[i]
             refused += 1
-        elif _seen(state.reward_ids, scalars, IDS_REWARDS, event_id[i, 0], event_id[i, 1], time_ms[i], log_ms[i], lateness_ms):
+        elif _seen(
+            state.reward_ids,
+            scalars,
+            IDS_REWARDS,
+            event_id[i, 0],
+            event_id[i, 1],
+            time_ms[i],
+            log_ms[i],
+            lateness_ms,
+        ):
             outcomes[DUPLICATE] += 1
         else:
             outcomes[WAITS] += 1
@@ -530,7 +609,11 @@ def _fold_value(layout, state, row, metric, value, time_ms, offset):
         if values[word + 1] == 0 or y > values[word]:
             values[word] = y
         values[word + 1] += 1
-    elif values[word + 2] == 0 or time_ms > values[word + 1] or (time_ms == values[word + 1] and offset >= values[word + 2]):
+    elif (
+        values[word + 2] == 0
+        or time_ms > values[word + 1]
+        or (time_ms == values[word + 1] and offset >= values[word + 2])
+    ):
         values[word] = y
         values[word + 1] = time_ms
         values[word + 2] = offset + 1
@@ -547,12 +630,19 @@ def _attribute(layout, state, at, time_ms):
         slot = layout.listeners[i].slot
         if (only >= 0 and slot != only) or not _in_force(layout, slot, state.pool[at].log_ms):
             continue
-        row = state.index[_find(state, slot, state.pool[at].unit0, state.pool[at].unit1)] - 1
+        row = state.lookup[_find(state, slot, state.pool[at].unit0, state.pool[at].unit1)] - 1
         metric = layout.listeners[i].metric
-        if row < 0 or time_ms < state.rows[row].t0_ms or time_ms >= state.rows[row].t0_ms + layout.metrics[metric].window_ms:
+        if (
+            row < 0
+            or time_ms < state.rows[row].t0_ms
+            or time_ms >= state.rows[row].t0_ms + layout.metrics[metric].window_ms
+        ):
             continue
         counted = True
-        if layout.metrics[metric].aggregation != AGG_ANY and abs(np.rint(value / layout.metrics[metric].scale)) > layout.metrics[metric].max_steps:
+        if (
+            layout.metrics[metric].aggregation != AGG_ANY
+            and abs(np.rint(value / layout.metrics[metric].scale)) > layout.metrics[metric].max_steps
+        ):
             state.out_of_range[metric] += 1
             state.tallies[slot].dirty = 1
         else:
@@ -587,7 +677,10 @@ def _mature_units(layout, state, watermark_ms, lateness_ms, cells):
         slot = state.rows[row].slot
         stage = layout.slots[slot].stage_start + state.rows[row].stage
         # An entry that no longer fits was left behind when an earlier exposure moved t0.
-        if stage == layout.slots[slot + 1].stage_start or due_ms != state.rows[row].t0_ms + layout.stages[stage].window_ms + lateness_ms:
+        if (
+            stage == layout.slots[slot + 1].stage_start
+            or due_ms != state.rows[row].t0_ms + layout.stages[stage].window_ms + lateness_ms
+        ):
             continue
         if state.rows[row].crossover == 0:
             _count_stage(layout, state, row, stage, cells, 1)

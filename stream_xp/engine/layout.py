@@ -79,7 +79,9 @@ class _Tables:
         self.intervals += [(interval.from_ms, interval.until_ms) for interval in slot.intervals]
         sizes = slot.segments.sizes
         self.dimensions += [(size, 1 + sum(sizes[:at])) for at, size in enumerate(sizes)]
-        self.epochs += [(pools.units[key], pools.moments[key]) for key in sorted(pools.units) if key[0] == slot.index]
+        self.epochs += [
+            (pools.units[key], pools.moments[key]) for key in sorted(pools.units) if key[0] == slot.index
+        ]
 
     def add_listeners(self, registry: Registry) -> None:
         for event in registry.events:
@@ -103,8 +105,16 @@ class _Tables:
         )
 
     def _starts(self, width: int, cells: int, arms: int) -> tuple[int, ...]:
-        tables = (self.metrics, self.stages, self.intervals, self.dimensions, self.epochs)
-        return (width, cells, arms, *map(len, tables))
+        return (
+            width,
+            cells,
+            arms,
+            len(self.metrics),
+            len(self.stages),
+            len(self.intervals),
+            len(self.dimensions),
+            len(self.epochs),
+        )
 
     def _add_stages(self, windows: list[int]) -> None:
         first = len(self.metrics)

@@ -67,7 +67,9 @@ def _hold(spec: ExperimentSpec, evaluation: Evaluation, runtime_ms: int) -> Deci
     if evaluation.invalid:
         return Decision(action=Action.HOLD, reason="invalid: " + "; ".join(evaluation.invalid))
     if any(map(_wins, evaluation.metrics)) and runtime_ms < duration_ms(spec.minimum_runtime):
-        return Decision(action=Action.HOLD, reason=f"the minimum runtime of {spec.minimum_runtime} is not over")
+        return Decision(
+            action=Action.HOLD, reason=f"the minimum runtime of {spec.minimum_runtime} is not over"
+        )
     if spec.maximum_runtime is not None and runtime_ms >= duration_ms(spec.maximum_runtime):
         return Decision(action=Action.HOLD, reason="inconclusive at the maximum runtime")
     unsafe = [r for r in evaluation.metrics if r.role == Role.GUARDRAIL and r.state is not MetricState.SAFE]

@@ -10,12 +10,19 @@ import bisect
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
 from stream_xp.domain.events import Exposure, Reward, epoch_ms
-from stream_xp.domain.experiment import Aggregation, ExperimentRecord, ExperimentSpec, Metric, Status, WeightEpoch
+from stream_xp.domain.experiment import (
+    Aggregation,
+    ExperimentRecord,
+    ExperimentSpec,
+    Metric,
+    Status,
+    WeightEpoch,
+)
 from stream_xp.errors import Reason, RecordRejected
 
 FOREVER = 2**62
@@ -113,11 +120,15 @@ class Registry:
     """All experiment versions, and what is in force when.
 
     Slots are numbered in order of first sight and never renumbered; `generation` grows with every change.
+
+    Attributes:
+        memo: what others derive from it; emptied with every change.
     """
 
     def __init__(self, entries: Iterable[Entry] = ()) -> None:
         self.slots: list[Slot] = []
         self.generation = 0
+        self.memo: dict[str, Any] = {}
         self.events: dict[str, int] = {}
         self._entries: dict[int, Entry] = {}
         self._timelines: dict[str, list[Entry]] = {}
@@ -151,7 +162,9 @@ class Registry:
             changed.add(entry.experiment)
         for experiment in changed:
             self._rebuild(experiment)
-        self.generation += bool(changed)
+        if changed:
+            self.generation += 1
+            self.memo.clear()
         return refused
 
     def _broken_rule(self, entry: Entry) -> str | None:
@@ -161,7 +174,11 @@ class Registry:
         known = self._by_version.get((entry.experiment, version))
         if known is not None and known.design_hash != entry.record.design_hash:
             return f"version {version} is frozen: a change of anything but weights needs a new version"
-        before = [e.record.spec.version for e in self._timelines.get(entry.experiment, []) if e.record and e.offset < entry.offset]
+        before = [
+            e.record.spec.version
+            for e in self._timelines.get(entry.experiment, [])
+            if e.record and e.offset < entry.offset
+        ]
         if before and version < max(before):
             return f"version {version} is older than {max(before)}"
         return None
@@ -169,6 +186,13 @@ class Registry:
     def slot(self, experiment: str, version: int) -> Slot:
         """The slot of a version that is known."""
         return self._by_version[experiment, version]
+
+    def newest(self, experiment: str, version: int) -> ExperimentRecord | None:
+        """The newest record of a version, with all its weight epochs."""
+        for entry in reversed(self._timelines.get(experiment, [])):
+            if entry.record is not None and entry.record.spec.version == version:
+                return entry.record
+        return None
 
     def in_force(self, experiment: str, log_ms: int) -> tuple[Slot, Interval] | int:
         """The slot and interval that govern a record, or UNKNOWN or INACTIVE."""
@@ -207,7 +231,9 @@ class Registry:
         slot, interval = found
         arm = slot.arms.get(exposure.arm)
         if arm is None:
-            raise RecordRejected(Reason.UNKNOWN_ARM, f"`arm` is not an arm of {slot.experiment} version {slot.version}")
+            raise RecordRejected(
+                Reason.UNKNOWN_ARM, f"`arm` is not an arm of {slot.experiment} version {slot.version}"
+            )
         return slot.index, arm, _epoch(exposure, slot, interval), slot.segments.code(exposure.segments)
 
     def route_reward(self, reward: Reward, log_ms: int) -> int:
@@ -224,7 +250,9 @@ class Registry:
         if not heard:
             return NO_EVENT
         if all(refuses(metric, reward.value) for _, metric in heard):
-            raise RecordRejected(Reason.VALUE_OUT_OF_RANGE, f"`value` is outside the bound of {reward.metric}")
+            raise RecordRejected(
+                Reason.VALUE_OUT_OF_RANGE, f"`value` is outside the bound of {reward.metric}"
+            )
         return self.events[reward.metric]
 
     def _slot(self, experiment: str, record: ExperimentRecord) -> None:

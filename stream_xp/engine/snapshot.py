@@ -51,7 +51,7 @@ class _Description(msgspec.Struct, frozen=True, kw_only=True):
 
 def encode_snapshot(state: PartitionState) -> bytes:
     """The snapshot of a partition's state."""
-    arrays = {name: _trimmed(state, name) for name in kernels.State._fields if name != "index"}
+    arrays = {name: _trimmed(state, name) for name in kernels.State._fields if name != "lookup"}
     registry = state.registry
     description = _Description(
         partition=state.partition,
@@ -109,7 +109,7 @@ def _checked(snapshot: bytes) -> bytes:
 
 
 def _trimmed(state: PartitionState, name: str) -> npt.NDArray[Any]:
-    array = state.arrays[name]
+    array: npt.NDArray[Any] = state.arrays[name]
     if name in _SIZED_BY:
         return array[: int(state.arrays["scalars"][_SIZED_BY[name]])]
     if name in _IDS:
@@ -154,4 +154,6 @@ def _renumber(state: PartitionState, description: _Description, held: dict[str, 
         to_units, to_moments = state.pools.units[slot.index, epoch], state.pools.moments[slot.index, epoch]
         state.arrays["units"][to_units : to_units + cells] = held["units"][units : units + cells]
         words = cells * len(slot.spec.metrics) * 5
-        state.arrays["moments"][to_moments * 5 : to_moments * 5 + words] = held["moments"][moments * 5 : moments * 5 + words]
+        state.arrays["moments"][to_moments * 5 : to_moments * 5 + words] = held["moments"][
+            moments * 5 : moments * 5 + words
+        ]

@@ -27,6 +27,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     size_bytes: int
     exposures: Progress
     rewards: Progress
+    turn: int = 0
     schema: int = 1
 
     @property
@@ -42,10 +43,10 @@ class KeyedRecord(NamedTuple):
     value: bytes
 
 
-def snapshot_records(snapshot: bytes, manifest: Manifest, *, turn: int) -> list[KeyedRecord]:
+def snapshot_records(snapshot: bytes, manifest: Manifest) -> list[KeyedRecord]:
     """The records of one snapshot, in the order in which they must be written."""
     identity = bytes.fromhex(manifest.snapshot_id)
-    stem = f"{manifest.partition}/{turn % 2}"
+    stem = f"{manifest.partition}/{manifest.turn}"
     chunks = [
         KeyedRecord(f"{stem}/{at}".encode(), identity + snapshot[at * CHUNK_BYTES : (at + 1) * CHUNK_BYTES])
         for at in range(manifest.chunks)
@@ -64,7 +65,7 @@ def whole_snapshots(records: Iterable[KeyedRecord]) -> list[tuple[Manifest, byte
     manifests: list[Manifest] = []
     for record in records:
         parts = record.key.decode().split("/")
-        if len(parts) == 3:  # noqa: PLR2004 (partition/turn/chunk)
+        if len(parts) == 3:
             chunks[record.value[:_ID_BYTES].hex(), int(parts[2])] = record.value[_ID_BYTES:]
         else:
             manifests.append(msgspec.json.decode(record.value, type=Manifest))

@@ -28,7 +28,7 @@ BEHIND_LIMIT = 10_000
 """Offsets listed in behind_watermark; more means that clocks disagree grossly, and the partition stops."""
 
 _DTYPES: dict[str, Any] = {
-    "index": np.int32,
+    "lookup": np.int32,
     "rows": kernels.ROW,
     "due": kernels.TIMED,
     "waiting": kernels.TIMED,
@@ -133,7 +133,11 @@ class PartitionState:
         self._layout = build_layout(self.registry, self.pools)
         slots = len(self.registry.slots)
         metrics = len(self._layout.metrics)
-        sizes = {"units": self.pools.units_size, "moments": self.pools.moments_size * 5, "out_of_range": metrics}
+        sizes = {
+            "units": self.pools.units_size,
+            "moments": self.pools.moments_size * 5,
+            "out_of_range": metrics,
+        }
         for name in _GROWN_WITH_REGISTRY:
             self._grow(name, sizes.get(name, slots), exact=True)
         self._generation = self.registry.generation
@@ -208,8 +212,8 @@ class PartitionState:
             kernels.keep_ids(entries, table, NEVER)
             self.arrays[name] = table
         self._grow("free", self._scalar(kernels.POOL))  # settling frees up to as many places as the pool has
-        self.arrays["index"] = np.zeros(_power_of_two(self.units * 3), np.int32)
-        kernels.reindex(self.arrays["index"], self.arrays["rows"], self.units)
+        self.arrays["lookup"] = np.zeros(_power_of_two(self.units * 3), np.int32)
+        kernels.enter_rows(self.arrays["lookup"], self.arrays["rows"], self.units)
         tallies = self.arrays["tallies"]
         tallies["dirty"] = tallies["first_exposure_ms"] != FOREVER
 
@@ -224,17 +228,23 @@ class PartitionState:
     def _begin(self, topic: str, offsets: npt.NDArray[np.int64]) -> None:
         applied = self.progress[topic].applied_offset
         if applied is not None and len(offsets) and offsets[0] <= applied:
-            raise StateError(f"{topic} {self.partition}: offset {offsets[0]} is already applied (applied offset {applied})")
+            raise StateError(
+                f"{topic} {self.partition}: offset {offsets[0]} is already applied (applied offset {applied})"
+            )
         self.sync_registry()
 
-    def _finish(self, topic: str, offsets: npt.NDArray[np.int64], next_offset: int, behind: npt.NDArray[np.int64]) -> None:
+    def _finish(
+        self, topic: str, offsets: npt.NDArray[np.int64], next_offset: int, behind: npt.NDArray[np.int64]
+    ) -> None:
         first = self.progress[topic].first_offset
         if first is None:
             first = int(offsets[0]) if len(offsets) else next_offset
         self.progress[topic] = Progress(first_offset=first, applied_offset=next_offset - 1)
         self.behind[topic] += behind.tolist()
         if len(self.behind[topic]) > BEHIND_LIMIT:
-            raise StateError(f"{topic} {self.partition}: over {BEHIND_LIMIT} records are behind the watermark; do the clocks of broker and worker agree?")
+            raise StateError(
+                f"{topic} {self.partition}: over {BEHIND_LIMIT} records are behind the watermark; do the clocks of broker and worker agree?"
+            )
         self._check_fault()
         log_ms = min(self._scalar(kernels.LOG_EXPOSURES), self._scalar(kernels.LOG_REWARDS))
         if log_ms > NEVER:
@@ -246,22 +256,36 @@ class PartitionState:
 
     def _unit_table(self, slot: Slot) -> dict[tuple[str, int, str], int]:
         table = {}
-        for (index, epoch), base in self.pools.units.items():
-            if index == slot.index:
-                for at, key in enumerate(_arm_cells(slot, epoch)):
-                    table[key] = int(self.arrays["units"][base + at])
+        for epoch, keys in enumerate(self._arm_cells(slot)):
+            base = self.pools.units[slot.index, epoch]
+            counts = self.arrays["units"][base : base + len(keys)]
+            for at in np.flatnonzero(counts).tolist():
+                table[keys[at]] = int(counts[at])
         return table
 
     def _moment_table(self, slot: Slot) -> dict[tuple[str, str, int, str], tuple[int, int, int]]:
         table = {}
-        for (index, epoch), base in self.pools.moments.items():
-            if index == slot.index:
-                keys = [(metric.key, *key) for metric in slot.spec.metrics for key in _arm_cells(slot, epoch)]
-                words = self.arrays["moments"][base * 5 : (base + len(keys)) * 5].reshape(-1, 5)
-                for at in np.flatnonzero(words[:, 0]).tolist():
-                    n, *rest = words[at].tolist()
-                    table[keys[at]] = (n, _wide(rest[0], rest[1]), _wide(rest[2], rest[3]))
+        for epoch, keys in enumerate(self._arm_cells(slot)):
+            base = self.pools.moments[slot.index, epoch]
+            rows = len(keys) * len(slot.spec.metrics)
+            words = self.arrays["moments"][base * 5 : (base + rows) * 5].reshape(-1, 5)
+            for at in np.flatnonzero(words[:, 0]).tolist():
+                n, *rest = words[at].tolist()
+                metric, cell = divmod(at, len(keys))
+                key = (slot.spec.metrics[metric].key, *keys[cell])
+                table[key] = (n, _wide(rest[0], rest[1]), _wide(rest[2], rest[3]))
         return table
+
+    def _arm_cells(self, slot: Slot) -> list[list[tuple[str, int, str]]]:
+        """Per weight epoch, the (arm, epoch, segment) of every cell, in the order of the pools."""
+        cells: dict[int, list[list[tuple[str, int, str]]]] = self.registry.memo.setdefault("cells", {})
+        if slot.index not in cells:
+            epochs = max(epoch.epoch for epoch in slot.epochs) + 1
+            cells[slot.index] = [
+                [(arm, epoch, segment) for arm in slot.arms for segment in slot.segments.labels]
+                for epoch in range(epochs)
+            ]
+        return cells[slot.index]
 
     def _make_room(self, *, ids: tuple[str, int, int], events: int, rows: int = 0, rewards: int = 0) -> None:
         """See that the kernels find room for what a block can add; they never allocate."""
@@ -271,7 +295,7 @@ class PartitionState:
             width = int(self._layout.slots["width"].max())
             self._grow("values", self._scalar(kernels.VALUES) + rows * width)
             self._grow("due", self._scalar(kernels.DUE) + rows)
-            self._grow_index(needed)
+            self._grow_lookup(needed)
         if rewards:
             for name in ("pool", "free", "waiting"):
                 self._grow(name, self._scalar(kernels.POOL) + rewards)
@@ -285,12 +309,12 @@ class PartitionState:
         grown[: len(held)] = held
         self.arrays[name] = grown
 
-    def _grow_index(self, rows: int) -> None:
-        size = len(self.arrays["index"])
+    def _grow_lookup(self, rows: int) -> None:
+        size = len(self.arrays["lookup"])
         if rows * 10 <= size * 6:
             return
-        self.arrays["index"] = np.zeros(_power_of_two(rows * 3), np.int32)
-        kernels.reindex(self.arrays["index"], self.arrays["rows"], self._scalar(kernels.ROWS))
+        self.arrays["lookup"] = np.zeros(_power_of_two(rows * 3), np.int32)
+        kernels.enter_rows(self.arrays["lookup"], self.arrays["rows"], self._scalar(kernels.ROWS))
 
     def _grow_ids(self, ids: str, counter: int, log: int, *, events: int) -> None:
         held = self.arrays[ids]
@@ -319,7 +343,3 @@ def _power_of_two(n: int) -> int:
 def _wide(low: int, high: int) -> int:
     """The signed 128-bit number of two int64 words."""
     return (high << 64) + (low & (2**64 - 1))
-
-
-def _arm_cells(slot: Slot, epoch: int) -> list[tuple[str, int, str]]:
-    return [(arm, epoch, segment) for arm in slot.arms for segment in slot.segments.labels]

@@ -15,8 +15,8 @@ from stream_xp.domain.experiment import (
 )
 from stream_xp.engine.columns import Block, exposure_columns, reward_columns
 from stream_xp.engine.registry import Entry, Registry
-from stream_xp.engine.state import EXPOSURES, REWARDS, PartitionState
 from stream_xp.engine.snapshot import decode_snapshot, encode_snapshot
+from stream_xp.engine.state import EXPOSURES, REWARDS, PartitionState
 
 
 def warm_up() -> None:

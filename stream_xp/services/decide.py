@@ -79,7 +79,13 @@ class Decide:
     """
 
     def __init__(
-        self, settings: Settings, *, experiments: Experiments, writer: LogWriter, clock: Clock, partitions: dict[str, int]
+        self,
+        settings: Settings,
+        *,
+        experiments: Experiments,
+        writer: LogWriter,
+        clock: Clock,
+        partitions: dict[str, int],
     ) -> None:
         self._settings = settings
         self._experiments = experiments
@@ -119,10 +125,14 @@ class Decide:
                 watched.changed = False
                 await self._evaluate(watched)
 
-    def drop(self) -> None:
-        """Forget everything: another worker may decide now. All of it is on the topics."""
-        self._watched.clear()
-        self._primed.clear()
+    async def drop(self) -> None:
+        """Forget everything: another worker may decide now. All of it is on the topics.
+
+        A decision that is being written is waited for: the next owner reads what was decided before it decides.
+        """
+        async with self._lock:
+            self._watched.clear()
+            self._primed.clear()
 
     def _take(self, values: Iterable[bytes | None]) -> None:
         for value in values:
@@ -134,12 +144,16 @@ class Decide:
 
     async def _evaluate(self, watched: Watched) -> None:
         experiment, version = watched.experiment, watched.version
-        record = self._record(experiment, version)
+        record = self._experiments.registry.newest(experiment, version)
         if record is None:
-            log.warning("statistics without a spec", experiment=experiment, version=version)
+            # Another worker's statistics can be here before the spec; it is looked for again.
+            watched.changed = True
+            log.debug("statistics without a spec", experiment=experiment, version=version)
             return
         signal = self._signals.get((experiment, version))
-        result = self._result(record, watched.current(), latched=None if signal is None else signal.data.decision)
+        result = self._result(
+            record, watched.current(), latched=None if signal is None else signal.data.decision
+        )
         if signal is None and result.decision.action is not Action.HOLD:
             signal = await self._send_signal(result)
         if signal is not None:
@@ -147,12 +161,6 @@ class Decide:
         await self._writer.send_and_wait(
             self._settings.topic("results"), key=experiment.encode(), value=msgspec.json.encode(result)
         )
-
-    def _record(self, experiment: str, version: int) -> ExperimentRecord | None:
-        for entry in reversed(self._experiments.registry.entries):
-            if entry.experiment == experiment and entry.record is not None and entry.record.spec.version == version:
-                return entry.record
-        return None
 
     def _result(
         self, record: ExperimentRecord, parts: list[PartitionStatistics], *, latched: Decision | None
@@ -201,15 +209,24 @@ class Decide:
         await self._writer.send_and_wait(
             self._settings.topic("signals"), key=result.experiment.encode(), value=msgspec.json.encode(signal)
         )
-        log.info("decision", experiment=result.experiment, action=result.decision.action, reason=result.decision.reason)
+        log.info(
+            "decision",
+            experiment=result.experiment,
+            action=result.decision.action,
+            reason=result.decision.reason,
+        )
         self._signals[result.experiment, result.version] = signal
         return signal
 
     async def _send_config(self, record: ExperimentRecord, signal: Signal) -> None:
         """Write the config that follows from a signal, unless it is there."""
-        held = self._configs.get(record.spec.experiment)
-        if held is not None and held.version == record.spec.version and held.status is not RolloutStatus.RUNNING:
+        if self._follows(record):
             return
+        # Others write configs too: `apply` gives a new experiment its first.
+        await self._load_configs()
+        if self._follows(record):
+            return
+        held = self._configs.get(record.spec.experiment)
         config = config_after(
             record,
             signal.data.decision,
@@ -227,12 +244,24 @@ class Decide:
     async def _load(self) -> None:
         """Read all signals, the newest configs, and how many looks there were."""
         self._signals = first_signals(msgspec.json.decode(v, type=Signal) for v in await self._all("signals"))
-        configs = [msgspec.json.decode(value, type=ConfigRecord) for value in await self._all("config")]
-        self._configs = {config.experiment: config for config in configs}
+        await self._load_configs()
         for value in await self._all("results"):
             result = msgspec.json.decode(value, type=Result)
             key = (result.experiment, result.version)
             self._looks[key] = max(result.look, self._looks.get(key, 0))
+
+    async def _load_configs(self) -> None:
+        configs = [msgspec.json.decode(value, type=ConfigRecord) for value in await self._all("config")]
+        self._configs = {config.experiment: config for config in configs}
+
+    def _follows(self, record: ExperimentRecord) -> bool:
+        """Whether the config of this version says already that it is over."""
+        held = self._configs.get(record.spec.experiment)
+        return (
+            held is not None
+            and held.version == record.spec.version
+            and held.status is not RolloutStatus.RUNNING
+        )
 
     async def _all(self, topic: str) -> list[bytes]:
         return await self._values(topic, range(self._partitions[topic]))

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 
-import msgspec
 import structlog
 
 from stream_xp.adapters.clock import WallClock
 from stream_xp.adapters.kafka_log import LogRecord, LogTail
-from stream_xp.domain.experiment import ExperimentRecord, rules
+from stream_xp.domain.codec import decode_experiment
 from stream_xp.engine.registry import Entry, Registry
-from stream_xp.errors import DependencyError
+from stream_xp.errors import ConfigError, DependencyError
 from stream_xp.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -58,7 +57,9 @@ class Experiments:
             return
         try:
             async with asyncio.timeout(_COVER_DEADLINE_S), self._progress:
-                await self._progress.wait_for(lambda: log_ms <= self._known_ms + self._settings.activation_delay_ms)
+                await self._progress.wait_for(
+                    lambda: log_ms <= self._known_ms + self._settings.activation_delay_ms
+                )
         except TimeoutError as error:
             raise DependencyError(
                 f"the reader of {self._settings.topic('experiments')} stayed more than the activation delay behind "
@@ -70,7 +71,12 @@ class Experiments:
         records, at_end = await self._tail.poll()
         entries = [entry for record in records if (entry := self._entry(record)) is not None]
         for refused in self.registry.add(entries):
-            log.error("experiment record refused", experiment=refused.entry.experiment, offset=refused.entry.offset, error=refused.rule)
+            log.error(
+                "experiment record refused",
+                experiment=refused.entry.experiment,
+                offset=refused.entry.offset,
+                error=refused.rule,
+            )
         if at_end:
             async with self._progress:
                 self._known_ms = max(self._known_ms, asked_ms)
@@ -85,8 +91,10 @@ class Experiments:
         experiment = record.key.decode(errors="replace")
         try:
             spec = None if record.value is None else decode_experiment(experiment, record.value)
-        except (msgspec.MsgspecError, ValueError) as error:
-            log.error("experiment record refused", experiment=experiment, offset=record.offset, error=str(error))
+        except ConfigError as error:
+            log.error(
+                "experiment record refused", experiment=experiment, offset=record.offset, error=str(error)
+            )
             return None
         return Entry(
             offset=record.offset,
@@ -94,16 +102,3 @@ class Experiments:
             in_force_ms=self._log_ms + self._settings.activation_delay_ms,
             record=spec,
         )
-
-
-def decode_experiment(experiment: str, value: bytes) -> ExperimentRecord:
-    """The experiment record under a key; raises ValueError where it breaks a rule."""
-    record = msgspec.json.decode(value, type=ExperimentRecord)
-    faults = rules(record.spec)
-    if faults:
-        raise ValueError("; ".join(fault.message for fault in faults))
-    if record.spec.experiment != experiment:
-        raise ValueError(f"key is {experiment!r}, the spec is of {record.spec.experiment!r}")
-    if record.design_hash != record.spec.design_hash():
-        raise ValueError("design_hash is not that of the spec")
-    return record

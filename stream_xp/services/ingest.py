@@ -24,9 +24,15 @@ from stream_xp.engine.columns import Block, exposure_columns, reward_columns
 from stream_xp.engine.kernels import NEVER
 from stream_xp.engine.registry import Slot
 from stream_xp.engine.snapshot import decode_snapshot, encode_snapshot
-from stream_xp.engine.snapshot_log import KeyedRecord, Manifest, chunk_count, snapshot_records, whole_snapshots
+from stream_xp.engine.snapshot_log import (
+    KeyedRecord,
+    Manifest,
+    chunk_count,
+    snapshot_records,
+    whole_snapshots,
+)
 from stream_xp.engine.state import EXPOSURES, REWARDS, PartitionState
-from stream_xp.errors import StateError
+from stream_xp.errors import DependencyError, StateError
 from stream_xp.services.experiments import Experiments
 from stream_xp.services.partitioning import partition_of
 from stream_xp.settings import Settings
@@ -37,6 +43,8 @@ SNAPSHOT_SHARE = 20
 """A snapshot waits at least this many times as long as the last one took, so that it costs at most 5 %."""
 QUIET_FLUSHES = 4
 """Statistics that did not change are published again every so many flushes while offsets move on."""
+STALL_S = 60.0
+"""A partition with more to read that applies nothing for so long ends the worker."""
 
 
 class Source(Protocol):
@@ -60,12 +68,15 @@ class PartitionTask:
         self.starts = starts
         self.lock = asyncio.Lock()
         self.dead_letters: list[Awaitable[Any]] = []
+        self.changed: dict[int, Slot] = {}
         self.published: dict[int, PartitionStatistics] = {}
         self.flushes = 0
         self.snapshot_turn = 0
         self.snapshot_at: tuple[int, int] | None = None
+        self.snapshot_watermark_ms: int | None = None
         self.next_snapshot = 0.0
         self.sought: dict[str, int] = {}
+        self.advanced: dict[str, tuple[int, float]] = {}
 
     def next_offset(self, topic: str) -> int:
         """The offset this topic's partition must go on at."""
@@ -87,7 +98,14 @@ class Ingest:
     """
 
     def __init__(
-        self, settings: Settings, *, experiments: Experiments, source: Source, writer: LogWriter, clock: Clock, stats_partitions: int
+        self,
+        settings: Settings,
+        *,
+        experiments: Experiments,
+        source: Source,
+        writer: LogWriter,
+        clock: Clock,
+        stats_partitions: int,
     ) -> None:
         self._settings = settings
         self._experiments = experiments
@@ -97,6 +115,7 @@ class Ingest:
         self._stats_partitions = stats_partitions
         self._tasks: dict[int, PartitionTask] = {}
         self._loading: dict[int, asyncio.Lock] = {}
+        self._drops = 0
         self._limits = Limits(record_bytes=settings.max_record_bytes, future_ms=settings.future_tolerance_ms)
         self._topics = {settings.topic(EXPOSURES): EXPOSURES, settings.topic(REWARDS): REWARDS}
         self.records = 0
@@ -111,25 +130,28 @@ class Ingest:
         """Apply a block: what is applied already is skipped, and after a hole nothing is applied but sought."""
         topic = self._topics[block.topic]
         task = await self._task(block.partition)
+        if task is None:
+            return
         async with task.lock:
-            if self._tasks.get(block.partition) is not task:
-                return  # the partition left while this waited
             wanted = task.next_offset(topic)
-            if block.next_offset <= wanted:
+            if not self._owns(task) or block.next_offset <= wanted:
                 return
             if block.fetch_offset > wanted:
                 await self._seek_back(task, topic, block.fetch_offset)
                 return
             await self._experiments.cover(max(block.timestamps_ms, default=0))
-            await self._apply(task, topic, block.since(wanted))
+            if self._owns(task):
+                await self._apply(task, topic, block.since(wanted))
 
     async def flush(self) -> None:
         """Publish what changed, and write the snapshots that are due."""
         for task in list(self._tasks.values()):
             async with task.lock:
-                self._advance_quiet(task)
-                await self._publish(task)
-                await self._snapshot_if_due(task)
+                if self._owns(task):
+                    self._check_progress(task)
+                    self._advance_quiet(task)
+                    await self._publish(task)
+                    await self._snapshot_if_due(task)
 
     async def close(self) -> None:
         """Publish and snapshot everything, then let go of all partitions."""
@@ -137,12 +159,17 @@ class Ingest:
             async with task.lock:
                 self._advance_quiet(task)
                 await self._publish(task, everything=True)
-                await self._snapshot(task)
+                await self._snapshot_if_moved(task)
         self.drop()
 
     def drop(self) -> None:
         """Forget all state: another worker may own it now, and what is durable can be loaded again."""
         self._tasks.clear()
+        self._drops += 1
+
+    def _owns(self, task: PartitionTask) -> bool:
+        """Whether the partition is still this worker's; it may have left while its lock was waited for."""
+        return self._tasks.get(task.state.partition) is task
 
     # --- applying ---------------------------------------------------------------------------------------
 
@@ -160,6 +187,21 @@ class Ingest:
         task.sought.pop(topic, None)
         for letter in letters:
             task.dead_letters.append(await self._send_dead_letter(letter))
+
+    def _check_progress(self, task: PartitionTask) -> None:
+        """End the worker where a partition has more to read and does not go on: Faust would not say so."""
+        now = asyncio.get_running_loop().time()
+        for name, topic in self._topics.items():
+            offset = task.next_offset(topic)
+            end = self._source.end(name, task.state.partition)
+            held, since = task.advanced.get(topic, (-1, now))
+            if offset != held or (end is not None and end[0] <= offset):
+                task.advanced[topic] = (offset, now)
+            elif now - since > STALL_S:
+                raise DependencyError(
+                    f"{name} {task.state.partition}: nothing was applied for {STALL_S:g} s at offset {offset}, "
+                    f"the end is at {'an unknown offset' if end is None else end[0]}"
+                )
 
     async def _send_dead_letter(self, letter: DeadLetter) -> Awaitable[Any]:
         key, value = dead_letter_key(letter), msgspec.json.encode(letter)
@@ -201,18 +243,27 @@ class Ingest:
         """Load the state of partitions before their first record; a quiet one goes on maturing."""
         await asyncio.gather(*map(self._task, partitions))
 
-    async def _task(self, partition: int) -> PartitionTask:
+    async def _task(self, partition: int) -> PartitionTask | None:
+        """The task of a partition, loaded if need be; None if the partition left while it was loaded."""
         async with self._loading.setdefault(partition, asyncio.Lock()):
             if partition not in self._tasks:
-                self._tasks[partition] = await self._load(partition)
+                drops = self._drops
+                task = await self._load(partition)
+                if drops != self._drops:
+                    return None
+                self._tasks[partition] = task
             return self._tasks[partition]
 
     async def _load(self, partition: int) -> PartitionTask:
         records = await read_all(self._settings, self._settings.topic("state"), [partition])
         keyed = [KeyedRecord(r.key, r.value) for r in records if r.key is not None and r.value is not None]
-        state = self._newest_state(partition, whole_snapshots(keyed)) or self._empty_state(partition)
+        loaded = self._newest_state(partition, whole_snapshots(keyed))
+        state = self._empty_state(partition) if loaded is None else loaded[1]
         task = PartitionTask(state, starts=await self._log_starts(partition))
-        task.snapshot_at = task.position()
+        task.snapshot_at, task.snapshot_watermark_ms = task.position(), state.watermark_ms
+        if loaded is not None:
+            # The snapshot that was loaded stays until the next one is whole.
+            task.snapshot_turn = loaded[0].turn + 1
         log.info("partition loaded", partition=partition, units=state.units, next=task.position())
         return task
 
@@ -220,13 +271,20 @@ class Ingest:
         starts = await log_starts(self._settings, list(self._topics), partition)
         return {short: starts[name] for name, short in self._topics.items()}
 
-    def _newest_state(self, partition: int, snapshots: list[tuple[Manifest, bytes]]) -> PartitionState | None:
-        lateness_ms = self._settings.allowed_lateness_ms
+    def _newest_state(
+        self, partition: int, snapshots: list[tuple[Manifest, bytes]]
+    ) -> tuple[Manifest, PartitionState] | None:
+        registry, lateness_ms = self._experiments.registry, self._settings.allowed_lateness_ms
         for manifest, snapshot in snapshots:
             try:
-                return decode_snapshot(snapshot, self._experiments.registry, allowed_lateness_ms=lateness_ms)
+                return manifest, decode_snapshot(snapshot, registry, allowed_lateness_ms=lateness_ms)
             except StateError as error:
-                log.error("snapshot passed over", partition=partition, snapshot=manifest.snapshot_id, error=str(error))
+                log.error(
+                    "snapshot passed over",
+                    partition=partition,
+                    snapshot=manifest.snapshot_id,
+                    error=str(error),
+                )
         return None
 
     def _empty_state(self, partition: int) -> PartitionState:
@@ -240,15 +298,17 @@ class Ingest:
         """Write the statistics that changed; those that did not now and then, so that readers see the offsets."""
         state = task.state
         task.flushes += 1
-        slots = {slot.index: slot for slot in state.take_dirty()}
+        # Kept until they are written: a flush that is given up half-way must not lose them.
+        task.changed |= {slot.index: slot for slot in state.take_dirty()}
+        slots = dict(task.changed)
         if everything or task.flushes % QUIET_FLUSHES == 0:
             slots |= {index: state.registry.slots[index] for index in task.published}
-        records = [state.record(slot) for slot in slots.values()]
-        fresh = [r for r, index in zip(records, slots, strict=True) if _moved(r, task.published.get(index))]
-        sent = [await self._send_statistics(record) for record in fresh]
+        records = {index: state.record(slot) for index, slot in slots.items()}
+        fresh = {index: r for index, r in records.items() if _moved(r, task.published.get(index))}
+        sent = [await self._send_statistics(record) for record in fresh.values()]
         await self._writer.durable(sent, self._settings.topic("stats"))
-        for record in fresh:
-            task.published[_slot(state, record).index] = record
+        task.published |= fresh
+        task.changed.clear()
 
     async def _send_statistics(self, record: PartitionStatistics) -> Awaitable[Any]:
         return await self._writer.send(
@@ -266,11 +326,14 @@ class Ingest:
         took_s = asyncio.get_running_loop().time() - now
         task.next_snapshot = now + max(self._settings.snapshot_interval_ms / 1000, SNAPSHOT_SHARE * took_s)
 
+    async def _snapshot_if_moved(self, task: PartitionTask) -> None:
+        """Write a last snapshot, also where only the watermark moved: it must not go back at the next owner."""
+        if (task.snapshot_at, task.snapshot_watermark_ms) != (task.position(), task.state.watermark_ms):
+            await self._snapshot(task)
+
     async def _snapshot(self, task: PartitionTask) -> None:
         """Write a snapshot; when it and all dead letters before it are durable, let the offsets be committed."""
-        position = task.position()
-        if task.snapshot_at == position:
-            return
+        position, watermark_ms = task.position(), task.state.watermark_ms
         snapshot = encode_snapshot(task.state)
         manifest = Manifest(
             snapshot_id=secrets.token_hex(16),
@@ -279,21 +342,24 @@ class Ingest:
             size_bytes=len(snapshot),
             exposures=task.state.progress[EXPOSURES],
             rewards=task.state.progress[REWARDS],
+            turn=task.snapshot_turn % 2,
         )
-        dead, task.dead_letters = task.dead_letters, []
-        await self._writer.durable(dead, self._settings.topic("deadletter"))
+        await self._writer.durable(task.dead_letters, self._settings.topic("deadletter"))
+        task.dead_letters.clear()
         state_topic = self._settings.topic("state")
-        for record in snapshot_records(snapshot, manifest, turn=task.snapshot_turn):
-            await self._writer.send_and_wait(state_topic, key=record.key, value=record.value, partition=manifest.partition)
+        for record in snapshot_records(snapshot, manifest):
+            await self._writer.send_and_wait(
+                state_topic, key=record.key, value=record.value, partition=manifest.partition
+            )
         task.snapshot_turn += 1
-        task.snapshot_at = position
+        task.snapshot_at, task.snapshot_watermark_ms = position, watermark_ms
         for topic, offset in zip((EXPOSURES, REWARDS), position, strict=True):
             self._source.durable(self._settings.topic(topic), manifest.partition, offset)
 
 
 def _moved(record: PartitionStatistics, published: PartitionStatistics | None) -> bool:
-    return published is None or record.position() != published.position() or record.statistics != published.statistics
-
-
-def _slot(state: PartitionState, record: PartitionStatistics) -> Slot:
-    return state.registry.slot(record.experiment, record.version)
+    return (
+        published is None
+        or record.position() != published.position()
+        or record.statistics != published.statistics
+    )

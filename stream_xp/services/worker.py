@@ -7,9 +7,12 @@ log. Nothing here retries: a retry that hides a failed write is how records get 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import signal
 import threading
-from collections.abc import Awaitable, Callable, Coroutine
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -18,11 +21,12 @@ import structlog
 from stream_xp.adapters import kafka_admin
 from stream_xp.adapters.clock import Clock, WallClock
 from stream_xp.adapters.faust_transport import FaustSource, create_app
+from stream_xp.adapters.kafka_admin import Topic
 from stream_xp.adapters.kafka_log import LogWriter
 from stream_xp.engine.columns import Block
 from stream_xp.engine.state import EXPOSURES, REWARDS
 from stream_xp.engine.warm_up import warm_up
-from stream_xp.errors import DependencyError, StreamXpError
+from stream_xp.errors import DependencyError
 from stream_xp.services.decide import Decide
 from stream_xp.services.experiments import Experiments
 from stream_xp.services.ingest import Ingest
@@ -31,9 +35,12 @@ from stream_xp.settings import Settings
 log = structlog.get_logger(__name__)
 
 _EVALUATE_S = 0.1
-_CLOSE_S = 3.5
+_WATCH_S = 0.5
+_CLOSE_S = 3.0
 _STOP_S = 1.0
+_EXIT_S = 4.5
 _THREAD_START_S = 120.0
+_THREAD_STOP_S = 15.0
 
 
 class Worker:
@@ -41,15 +48,23 @@ class Worker:
 
     Args:
         clock: for telemetry and quiet partitions.
+        topics: what the broker must have; the declared topics, unless history is replayed.
+
+    Raises:
+        ConfigError: on starting, if the broker's topics are not as declared.
     """
 
-    def __init__(self, settings: Settings, *, clock: Clock | None = None) -> None:
+    def __init__(
+        self, settings: Settings, *, clock: Clock | None = None, topics: Sequence[Topic] | None = None
+    ) -> None:
         self.settings = settings
         self.clock = clock or WallClock()
+        self._topics = tuple(topics or kafka_admin.declared_topics(settings))
         self.failure: BaseException | None = None
+        self.written = False
         self.ended = asyncio.Event()
         self._partitions = {
-            topic.name.removeprefix(settings.prefix): topic.partitions for topic in kafka_admin.declared_topics(settings)
+            topic.name.removeprefix(settings.prefix): topic.partitions for topic in self._topics
         }
         self._tasks: list[asyncio.Task[None]] = []
         self.experiments = Experiments(settings)
@@ -67,11 +82,17 @@ class Worker:
             stats_partitions=self._partitions["stats"],
         )
         self.decide = Decide(
-            settings, experiments=self.experiments, writer=self.writer, clock=self.clock, partitions=self._partitions
+            settings,
+            experiments=self.experiments,
+            writer=self.writer,
+            clock=self.clock,
+            partitions=self._partitions,
         )
 
     async def start(self) -> None:
-        """Compile, connect, read the specs, then join the group."""
+        """Check the topics, compile, connect, read the specs, then join the group."""
+        if self.settings.broker == "apache":
+            await asyncio.to_thread(self._require_topics)
         # Compiling inside a rebalance would take longer than the session timeout.
         await asyncio.to_thread(warm_up)
         await self.writer.start()
@@ -83,27 +104,34 @@ class Worker:
         self.app.finalize()
         await self.app.start()
         self._run(self.experiments.follow())
+        self._run(self._every(_WATCH_S, self._watch_app))
         if self._sources:
-            self._run(_every(self.settings.flush_interval_ms / 1000, self.ingest.flush))
+            self._run(self._every(self.settings.flush_interval_ms / 1000, self.ingest.flush))
         if self._stats:
-            self._run(_every(_EVALUATE_S, self.decide.evaluate))
+            self._run(self._every(_EVALUATE_S, self.decide.evaluate))
         log.info("worker started", roles=self.settings.roles, bootstrap=self.settings.bootstrap)
+
+    def _require_topics(self) -> None:
+        with kafka_admin.connect(self.settings) as client:
+            kafka_admin.require_topics(client, self._topics)
 
     async def stop(self) -> None:
         """Stop reading, write everything out, leave the group: well inside five seconds."""
+        self.ended.set()
+        if self.failure is None:
+            await self._guarded(_in_time(self._close(), _CLOSE_S, "write everything out"))
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self.failure is None:
-            await self._guarded(asyncio.wait_for(self._close(), _CLOSE_S))
-        await _within(self.app.stop(), _STOP_S)
-        await _within(self.experiments.stop(), _STOP_S)
-        await _within(self.writer.stop(), _STOP_S)
+        parts = (self.app, self.experiments, self.writer)
+        await asyncio.gather(*(_within(part.stop(), _STOP_S) for part in parts))
 
     async def _close(self) -> None:
+        # The last evaluation begins when the one under way has ended: a decision is never given up half-way.
         await self.ingest.close()
         await self.decide.evaluate()
         await self.app.consumer.commit()
+        self.written = True
 
     def _host(self, name: str, topics: set[str], handle: Callable[[Block], Awaitable[None]]) -> None:
         """Have an agent give every block of these topics to `handle`, one at a time."""
@@ -115,27 +143,48 @@ class Worker:
                 if not self.ended.is_set():
                     await self._guarded(handle(block))
 
-        channel = self.app.topic(*sorted(topics), value_type=bytes, key_type=bytes, value_serializer="raw", key_serializer="raw")
+        channel = self.app.topic(
+            *sorted(topics), value_type=bytes, key_type=bytes, value_serializer="raw", key_serializer="raw"
+        )
         self.app.agent(channel, name=f"stream_xp.{name}", concurrency=1)(agent)
 
     async def _on_revoked(self, app: Any, revoked: set[Any], **kwargs: Any) -> None:  # noqa: ARG002 (Faust's signal)
+        if not self.ended.is_set():
+            await self._guarded(self._hand_over())
+
+    async def _hand_over(self) -> None:
         """Write out what can be written, then drop all state: after a rebalance it is loaded anew."""
-        if self.ended.is_set():
-            return
         try:
-            await asyncio.wait_for(self.ingest.close(), _CLOSE_S)
-        except (TimeoutError, DependencyError) as error:
+            await _in_time(self.ingest.close(), _CLOSE_S, "write the state of revoked partitions")
+        except DependencyError as error:
             # Not an error of state: what was not written is folded again from the log by the next owner.
             log.warning("partitions revoked before their state was written", error=str(error))
             self.ingest.drop()
-        self.decide.drop()
+        await _in_time(self.decide.drop(), _CLOSE_S, "finish an evaluation")
 
     async def _on_assigned(self, app: Any, assigned: set[Any], **kwargs: Any) -> None:  # noqa: ARG002 (Faust's signal)
         """Load the state of what has come; blocks that are there before it is loaded wait for it."""
+        if self.ended.is_set():
+            return
         partitions = {tp.partition for tp in assigned if tp.topic in self._sources}
+        log.info("partitions assigned", partitions=sorted(partitions))
         self._run(self.ingest.load(partitions))
 
+    async def _watch_app(self) -> None:
+        """End with Faust, which ends its services on an error without telling whoever started them."""
+        if self.app.should_stop:
+            raise DependencyError(
+                f"the consumer failed: {self.app.crash_reason!r}"
+            ) from self.app.crash_reason
+
+    async def _every(self, period_s: float, work: Callable[[], Awaitable[None]]) -> None:
+        while not self.ended.is_set():
+            await work()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.ended.wait(), period_s)
+
     def _run(self, work: Coroutine[Any, Any, None]) -> None:
+        self._tasks = [task for task in self._tasks if not task.done()]
         self._tasks.append(asyncio.create_task(self._guarded(work)))
 
     async def _guarded(self, work: Awaitable[None]) -> None:
@@ -147,13 +196,15 @@ class Worker:
         except BaseException as error:  # noqa: BLE001 (kept, and raised by the caller of run)
             if self.failure is None:
                 self.failure = error
+                log.error("worker failed", error=str(error), kind=type(error).__name__)
             self.ended.set()
 
 
-async def _every(period_s: float, work: Callable[[], Awaitable[None]]) -> None:
-    while True:
-        await asyncio.sleep(period_s)
-        await work()
+async def _in_time(work: Awaitable[None], deadline_s: float, what: str) -> None:
+    try:
+        await asyncio.wait_for(work, deadline_s)
+    except TimeoutError as error:
+        raise DependencyError(f"the broker took more than {deadline_s:g} s to {what}") from error
 
 
 async def _within(work: Awaitable[Any], deadline_s: float) -> None:
@@ -164,33 +215,53 @@ async def _within(work: Awaitable[Any], deadline_s: float) -> None:
         log.warning("a part did not stop in time")
 
 
-async def run(settings: Settings, *, clock: Clock | None = None, ended: Callable[[Worker], None] | None = None) -> None:
-    """Run a worker until it is told to stop by `Worker.ended`; raises what made it fail.
-
-    Args:
-        ended: called with the worker once it has started.
-    """
-    worker = Worker(settings, clock=clock)
+async def run(worker: Worker, *, started: Callable[[], None] | None = None) -> None:
+    """Run a worker until `Worker.ended` is set; raises what made it fail. `started` is called in between."""
     try:
-        await worker.start()
-        if ended is not None:
-            ended(worker)
+        if await _done_before(worker.ended, worker.start()) and started is not None:
+            started()
         await worker.ended.wait()
+    except BaseException as error:
+        worker.failure = worker.failure or error
+        raise
     finally:
         await worker.stop()
     if worker.failure is not None:
         raise worker.failure
 
 
+async def _done_before(ended: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
+    """Whether `work` was done before `ended` was set, which gives it up."""
+    task, end = asyncio.create_task(work), asyncio.create_task(ended.wait())
+    await asyncio.wait({task, end}, return_when=asyncio.FIRST_COMPLETED)
+    end.cancel()
+    if not task.done():
+        task.cancel()
+        await asyncio.wait({task})
+        return False
+    await task
+    return True
+
+
 def run_until_signal(settings: Settings) -> None:
     """Run a worker in this process until SIGTERM or SIGINT."""
 
-    def install(worker: Worker) -> None:
-        loop = asyncio.get_running_loop()
+    async def main() -> None:
+        worker = Worker(settings)
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, worker.ended.set)
+            asyncio.get_running_loop().add_signal_handler(number, worker.ended.set)
+        threading.Thread(target=_exit_in_time, args=(worker,), daemon=True).start()
+        await run(worker)
 
-    asyncio.run(run(settings, ended=install))
+    asyncio.run(main())
+
+
+def _exit_in_time(worker: Worker) -> None:
+    """End the process even where a thread of the Kafka client waits for a broker that is away."""
+    while not worker.ended.is_set():
+        time.sleep(0.1)
+    time.sleep(_EXIT_S)
+    os._exit(0 if worker.written else 1)
 
 
 class WorkerThread:
@@ -200,9 +271,12 @@ class WorkerThread:
         StreamXpError: on entering, if the worker could not start; on leaving, if it failed.
     """
 
-    def __init__(self, settings: Settings, *, clock: Clock | None = None) -> None:
+    def __init__(
+        self, settings: Settings, *, clock: Clock | None = None, topics: Sequence[Topic] | None = None
+    ) -> None:
         self._settings = settings
         self._clock = clock
+        self._topics = topics
         self._ready = threading.Event()
         self._failure: BaseException | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -229,25 +303,26 @@ class WorkerThread:
         self.check()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._loop is not None and self._worker is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._worker.ended.set)
-        self._thread.join(timeout=15)
+        self._thread.join(timeout=_THREAD_STOP_S)
         if error is None:
             self.check()
+            if self._thread.is_alive():
+                raise DependencyError(f"the worker did not stop within {_THREAD_STOP_S:g} s")
 
     def _main(self) -> None:
         try:
-            asyncio.run(run(self._settings, clock=self._clock, ended=self._started))
+            asyncio.run(self._run())
         except BaseException as error:  # noqa: BLE001 (raised in the thread that waits)
             self._failure = error
         finally:
             self._ready.set()
 
-    def _started(self, worker: Worker) -> None:
+    async def _run(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._worker = worker
-        self._ready.set()
-
-
-__all__ = ["StreamXpError", "Worker", "WorkerThread", "run", "run_until_signal"]
+        self._worker = Worker(self._settings, clock=self._clock, topics=self._topics)
+        await run(self._worker, started=self._ready.set)

@@ -1,0 +1,62 @@
+# What a developer and CI run. Needs make, Python 3.11 (or 3.12, 3.13) and a package index; uv is used when it is
+# on PATH. Everything is installed into .venv from requirements.lock, which pins every package by its hash.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || echo python3.11)
+UV := $(shell command -v uv)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+EXTRAS := --extra dev --extra embedded
+EXPORT := uv export --quiet --locked --format requirements-txt --no-emit-project --no-header
+
+PYTEST_ARGS ?=
+BENCH_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format bench lock clean
+
+help: ## Show the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## Make .venv with the locked packages and stream-xp in it
+
+# A stamp, so that set-up happens once, and again when the lock or the project file changes.
+$(STAMP): pyproject.toml requirements.lock
+ifneq ($(UV),)
+	test -x $(BIN)/python || uv venv --quiet --python $(PYTHON) $(VENV)
+	uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock
+	uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+else
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+endif
+	touch $@
+
+demo: $(STAMP) ## Watch an experiment be stopped, on an embedded broker
+	$(BIN)/stream-xp demo
+
+test: $(STAMP) ## Run the tests; the last lines say which broker they ran on (PYTEST_ARGS="-k name")
+	$(BIN)/pytest $(PYTEST_ARGS)
+
+lint: $(STAMP) ## Check style, format, types and the direction of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP) ## Rewrite the code in the project's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP) ## Measure ingest (BENCH_ARGS="--events 1000000")
+	$(BIN)/stream-xp bench ingest $(BENCH_ARGS)
+
+lock: ## Resolve the dependencies again and write the locks (needs uv)
+	uv lock --upgrade
+	$(EXPORT) $(EXTRAS) --output-file requirements.lock
+	$(EXPORT) --output-file deploy/requirements.lock
+
+clean: ## Remove .venv, caches and build output
+	rm -rf $(VENV) .cache .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist
+	find stream_xp tests benchmarks -type d -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,90 @@
+"""The program `stream-xp`: one group, whose commands are imported when they are called.
+
+`stream-xp validate` in an editor or a commit hook should answer at once, and the engine takes seconds to
+import.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import re
+from typing import Final
+
+import click
+
+from stream_xp.cli.common import CommandGroup, examples
+
+# Name, module:attribute, and what `stream-xp --help` says of it without importing it.
+COMMANDS: Final = {
+    "demo": ("stream_xp.cli.demo:demo", "Watch the service decide three simulated experiments."),
+    "worker": ("stream_xp.cli.worker:worker", "Run the engine: join, test, decide."),
+    "topics": ("stream_xp.cli.topics:topics", "Create, check and show the topics."),
+    "validate": (
+        "stream_xp.cli.validate:validate",
+        "Check experiment files; name every fault with its line.",
+    ),
+    "apply": ("stream_xp.cli.apply:apply", "Publish an experiment file, or archive an experiment."),
+    "produce": ("stream_xp.cli.produce:produce", "Send exposures and rewards from a file or standard input."),
+    "status": ("stream_xp.cli.status:status", "Show the newest evidence of each experiment."),
+    "signals": ("stream_xp.cli.signals:signals", "Show the decisions, and follow new ones."),
+    "replay": ("stream_xp.cli.replay:replay", "Send a recorded file through a broker and the engine."),
+    "oracle": (
+        "stream_xp.cli.oracle:oracle",
+        "Compute the statistics again from the raw topics and compare.",
+    ),
+    "bench": ("stream_xp.cli.bench:bench", "Measure the engine on this machine."),
+}
+
+
+def _keep_paragraphs(command: click.Command) -> None:
+    r"""Turn each line `\b` of the help into the character that keeps click from filling what follows.
+
+    A docstring with a backslash is raw, so it holds the escape and not the character.
+    """
+    if command.help:
+        command.help = re.sub(r"^( *)\\b$", "\\1\b", command.help, flags=re.MULTILINE)
+    if isinstance(command, click.Group):
+        for child in command.commands.values():
+            _keep_paragraphs(child)
+
+
+class LazyGroup(CommandGroup):
+    """A group that imports a command when it is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 (click's signature)
+        """Return every name, in the order in which a newcomer meets them."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        """Import and return a command; None if there is none of that name."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[cmd_name][0].partition(":")
+        command = getattr(importlib.import_module(module), attribute)
+        if not isinstance(command, click.Command):
+            raise TypeError(f"{module}:{attribute} is no command")
+        _keep_paragraphs(command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        """Write the list of commands without importing any."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=examples(
+        "stream-xp demo",
+        "stream-xp validate checkout.yaml",
+        "stream-xp worker --bootstrap kafka-1:9092",
+        "stream-xp COMMAND --help",
+    ),
+)
+@click.version_option(package_name="stream-xp", prog_name="stream-xp")
+def main() -> None:
+    """Stream sequential tests: exposures and rewards on Kafka in, stop and ship decisions on Kafka out."""
+    # kafka-python logs each attempt to connect; a command says once, in one line, what did not work.
+    logging.getLogger("kafka").setLevel(logging.CRITICAL)

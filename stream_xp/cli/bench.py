@@ -1,0 +1,70 @@
+"""`stream-xp bench`: measure the engine on this machine."""
+
+from __future__ import annotations
+
+import click
+
+from stream_xp.cli.common import CommandGroup, examples, json_option, print_json
+from stream_xp.services.bench.service import MAX_EVENTS, IngestReport, bench_ingest
+
+
+@click.group(cls=CommandGroup)
+def bench() -> None:
+    """Measure the engine on this machine. Figures of one run compare; single ones depend on the machine."""
+
+
+@bench.command(
+    epilog=examples("stream-xp bench ingest", "stream-xp bench ingest --events 100000 --rounds 1 --json")
+)
+@click.option(
+    "--events",
+    "count",
+    type=click.IntRange(1_000, MAX_EVENTS),
+    default=400_000,
+    show_default=True,
+    help="Events for the engine.",
+)
+@click.option(
+    "--baseline-events",
+    type=click.IntRange(500, MAX_EVENTS),
+    default=40_000,
+    show_default=True,
+    help="Events for the agent per event; at most --events.",
+)
+@click.option(
+    "--rounds", type=click.IntRange(1, 20), default=3, show_default=True, help="Both in turn, so often."
+)
+@json_option
+def ingest(count: int, baseline_events: int, rounds: int, *, as_json: bool) -> None:
+    """Run the engine and, in the same run, a plain Faust agent per event that does the same job.
+
+    Both are processes of their own that read the same events from an embedded broker; CPU is user and system
+    time of the whole process. The ratio is taken within each round.
+    """
+    report = bench_ingest(
+        count=count,
+        baseline_count=min(baseline_events, count),
+        rounds=rounds,
+        progress=lambda text: click.echo(text, err=True),
+    )
+    if as_json:
+        print_json(report)
+    else:
+        click.echo(_table(report))
+
+
+def _table(report: IngestReport) -> str:
+    lines = [f"{'':24}{'events':>10}{'events/s':>12}{'CPU µs/event':>15}{'RSS MB':>9}"]
+    for name, summary in (
+        ("stream_xp engine", report.engine),
+        ("Faust agent per event", report.agent_per_event),
+    ):
+        lines.append(
+            f"{name:24}{summary.events:>10,}{summary.events_per_s:>12,.0f}"
+            f"{summary.cpu_us_per_event:>15.2f}{summary.rss_mb:>9.0f}"
+        )
+    lines.append(
+        f"\nCPU ratio {report.ratio:.1f} (median of {report.rounds}, {report.ratio_min:.1f} to "
+        f"{report.ratio_max:.1f}); {report.event_bytes:.0f} bytes per event"
+    )
+    return "\n".join(lines)

@@ -1,0 +1,148 @@
+"""`stream-xp status`: the newest evidence of each experiment."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import click
+from rich.console import Console, Group
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from stream_xp.cli.common import examples, json_option, print_json, with_settings
+from stream_xp.services.evidence import Standing, read_standings
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from stream_xp.domain.decision import Action, Evidence, MetricResult, Result
+    from stream_xp.domain.statistics import Outcomes
+    from stream_xp.settings import Settings
+
+PIPE_WIDTH = 120
+_ACTION_STYLES = {"stop": "bold red", "ship": "bold green", "hold": "yellow"}
+
+
+@click.command(
+    epilog=examples(
+        "stream-xp status", "stream-xp status checkout-canary --json | jq '.[0].result.decision'"
+    ),
+)
+@with_settings("bootstrap", "broker", "prefix")
+@click.argument("experiment", required=False)
+@json_option
+def status(settings: Settings, *, experiment: str | None, as_json: bool) -> None:
+    """Show the newest evidence of each experiment, or of one.
+
+    Effects are arm minus control with their confidence sequence; log_e is the evidence against "no effect".
+    """
+    standings = read_standings(settings, now_ms=time.time_ns() // 1_000_000, experiment=experiment)
+    if as_json:
+        print_json(standings)
+    elif standings:
+        # A file or a pipe has no width; lines that are cut off would lose numbers.
+        console = Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
+        for standing in standings:
+            console.print(_panel(standing))
+    else:
+        click.echo("no experiment has a result yet")
+
+
+def _panel(standing: Standing) -> Panel:
+    result = standing.result
+    # Text, never markup: names come from files and events.
+    title = Text(f"{result.experiment} version {result.version}")
+    return Panel(Group(*_parts(standing)), title=title, title_align="left")
+
+
+def _parts(standing: Standing) -> list[RenderableType]:
+    result = standing.result
+    parts: list[RenderableType] = [_decision(result)]
+    parts += [Text(f"invalid: {reason}", style="bold red") for reason in result.invalid]
+    parts += [_arms(result), _metrics(result), *_notes(result), *_sample_ratio(result)]
+    parts += [Text(_outcomes("exposures", result.exposure_outcomes), style="dim")]
+    parts += [
+        Text(_outcomes("rewards", result.reward_outcomes), style="dim"),
+        Text(_ages(standing), style="dim"),
+    ]
+    return parts
+
+
+def _decision(result: Result) -> Text:
+    decision = result.decision
+    about = ", ".join(part for part in (decision.arm, decision.metric) if part)
+    text = Text(decision.action.upper(), style=_style(decision.action))
+    return text.append(f" {about}: {decision.reason}" if about else f" {decision.reason}", style="default")
+
+
+def _style(action: Action) -> str:
+    return _ACTION_STYLES.get(action, "default")
+
+
+def _arms(result: Result) -> Table:
+    table = Table("arm", box=None)
+    for name in ("units", "expected"):
+        table.add_column(name, justify="right")
+    for arm in result.arms:
+        table.add_row(Text(arm.arm), f"{arm.units:,}", f"{arm.expected_units:,.1f}")
+    table.add_row(Text("crossovers", style="dim"), f"{result.crossover_units:,}", "")
+    return table
+
+
+def _metrics(result: Result) -> Table:
+    table = Table("metric", "arm", "state", box=None)
+    for name in ("control", "treated", "effect [lower, upper]", "log_e"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for metric in result.metrics:
+        table.add_row(*(Text(cell) for cell in _cells(metric)))
+    return table
+
+
+def _cells(metric: MetricResult) -> list[str]:
+    means = (_number(metric.control_mean), _number(metric.arm_mean))
+    effect = metric.effect
+    shown = "-" if effect is None else _interval(effect)
+    log_e = "-" if effect is None else f"{effect.log_e:.2f}"
+    return [metric.metric, metric.arm, str(metric.state), *means, shown, log_e]
+
+
+def _interval(evidence: Evidence) -> str:
+    return f"{_number(evidence.estimate)} [{_number(evidence.lower)}, {_number(evidence.upper)}]"
+
+
+def _notes(result: Result) -> list[Text]:
+    """Return a line for each metric whose tests of harm and safety, or whose note, say more than its row."""
+    notes = ((metric, _note(metric)) for metric in result.metrics)
+    return [Text(f"{m.role} {m.metric} in {m.arm}: {note}", style="dim") for m, note in notes if note]
+
+
+def _note(metric: MetricResult) -> str:
+    tests = (("harm", metric.harm), ("safety", metric.safety))
+    notes = [f"{name} log_e {test.log_e:.2f} of {test.threshold_log_e:.2f}" for name, test in tests if test]
+    return "; ".join([*notes, *([metric.note] if metric.note else [])])
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
+
+
+def _sample_ratio(result: Result) -> list[Text]:
+    ratio = result.sample_ratio
+    if ratio is None:
+        return []
+    verdict = "MISMATCH" if ratio.mismatch else "no mismatch"
+    text = f"sample ratio: {verdict}, log_e {ratio.log_e:.2f} of {ratio.threshold_log_e:.2f}"
+    return [Text(text, style="bold red" if ratio.mismatch else "default")]
+
+
+def _outcomes(name: str, outcomes: Outcomes) -> str:
+    counts = ((field, getattr(outcomes, field)) for field in outcomes.__struct_fields__ if field != "read")
+    return f"{name}: {outcomes.read:,} in" + "".join(f", {n:,} {field}" for field, n in counts if n)
+
+
+def _ages(standing: Standing) -> str:
+    data = "no data yet" if standing.data_age_ms is None else f"data {standing.data_age_ms / 1000:.1f} s old"
+    return f"{data}, look {standing.result.look:,}, evaluated {standing.evaluated_age_ms / 1000:.1f} s ago"

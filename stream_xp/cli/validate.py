@@ -1,0 +1,63 @@
+"""`stream-xp validate`: check experiment files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import msgspec
+
+from stream_xp.cli.common import EXIT_FAILED, examples, json_option, print_json
+from stream_xp.services.spec_file import SpecFault, SpecFaults, load_spec
+
+
+class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of one file; `experiment` and the rest are None if it has faults."""
+
+    file: str
+    valid: bool
+    experiment: str | None = None
+    version: int | None = None
+    design_hash: str | None = None
+    faults: tuple[dict[str, str | int], ...] = ()
+
+
+@click.command(
+    epilog=examples(
+        "stream-xp validate examples/canary/spec.yaml", "stream-xp validate experiments/*.yaml --json"
+    ),
+)
+@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@json_option
+def validate(files: tuple[Path, ...], *, as_json: bool) -> None:
+    """Check experiment files; print every fault with its line and exit 1 if there is one.
+
+    Asks no broker.
+    """
+    verdicts = [_verdict(file, echo=not as_json) for file in files]
+    if as_json:
+        print_json(verdicts)
+    if not all(verdict.valid for verdict in verdicts):
+        raise click.exceptions.Exit(EXIT_FAILED)
+
+
+def _verdict(file: Path, *, echo: bool) -> Verdict:
+    try:
+        spec = load_spec(file)
+    except SpecFaults as error:
+        for line in error.lines() if echo else ():
+            click.echo(line, err=True)
+        return Verdict(file=str(file), valid=False, faults=tuple(map(_fault, error.faults)))
+    if echo:
+        click.echo(f"{file}: {spec.experiment} version {spec.version} is valid")
+    return Verdict(
+        file=str(file),
+        valid=True,
+        experiment=spec.experiment,
+        version=spec.version,
+        design_hash=spec.design_hash(),
+    )
+
+
+def _fault(fault: SpecFault) -> dict[str, str | int]:
+    return fault._asdict()

@@ -1,0 +1,1 @@
+"""The oracle: the statistics computed again, in batch, from the raw topics."""

@@ -1,0 +1,506 @@
+"""The statistics of one source partition, computed again from its raw records.
+
+A second, independent reading of docs/semantics.md: whole lists instead of a fold, plain Python integers
+instead of columns, and nothing of the engine. The functions stand in the order of that page's paragraphs.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections import defaultdict
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeAlias, TypeVar
+
+from stream_xp.domain.codec import Headers, Limits, RawRecord, decode_exposure, decode_reward
+from stream_xp.domain.events import Exposure, Reward, epoch_ms
+from stream_xp.domain.experiment import Aggregation, ExperimentRecord, ExperimentSpec, Metric, Status, record_rules
+from stream_xp.domain.statistics import ALL, ExperimentStatistics, Outcomes, build
+from stream_xp.errors import Reason, RecordRejected
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping, Sequence
+
+EXPOSURES = "exposures"
+"""Name of the exposure topic in `behind_watermark`."""
+REWARDS = "rewards"
+"""Name of the reward topic in `behind_watermark`."""
+OTHER = "other"
+"""The segment value of units whose value is missing or not registered."""
+
+VersionKey: TypeAlias = tuple[str, int]
+Event = TypeVar("Event", Exposure, Reward)
+
+
+class LoggedRecord(NamedTuple):
+    """One record of a raw topic partition; `timestamp_ms` is Kafka's timestamp."""
+
+    offset: int
+    timestamp_ms: int
+    key: bytes | None
+    value: bytes | None
+    headers: Headers = ()
+
+
+class LoggedSpec(NamedTuple):
+    """One record of ``xp.experiments``, in the order of the log; `record` is None for a tombstone."""
+
+    timestamp_ms: int
+    experiment: str
+    record: ExperimentRecord | None
+    partition: int = 0
+
+
+class Fate(StrEnum):
+    """What became of one record; the values are the fields of `Outcomes`."""
+
+    COUNTED = "counted"
+    DUPLICATE = "duplicate"
+    LATE = "late"
+    UNATTRIBUTED = "unattributed"
+    UNKNOWN_EXPERIMENT = "unknown_experiment"
+    INACTIVE_EXPERIMENT = "inactive_experiment"
+    CROSSOVER = "crossover"
+    DEAD_LETTERED = "dead_lettered"
+    WAITING = "waiting"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recomputed:
+    """What one prefix of a source partition comes to.
+
+    Attributes:
+        statistics: of every experiment version that `experiments` puts in force, empty ones too.
+        exposure_outcomes, reward_outcomes: of all experiments together.
+        exposure_fates, reward_fates: what became of each record, by offset.
+        dead_letters: why a record was dead-lettered, by topic (`EXPOSURES`, `REWARDS`) and offset.
+
+    """
+
+    partition: int
+    statistics: dict[VersionKey, ExperimentStatistics]
+    exposure_outcomes: Outcomes
+    reward_outcomes: Outcomes
+    exposure_fates: dict[int, Fate]
+    reward_fates: dict[int, Fate]
+    dead_letters: dict[tuple[str, int], Reason]
+
+
+def recompute(
+    exposures: Sequence[LoggedRecord],
+    rewards: Sequence[LoggedRecord],
+    experiments: Sequence[LoggedSpec],
+    *,
+    partition: int,
+    watermark_ms: int | None,
+    allowed_lateness_ms: int,
+    activation_delay_ms: int,
+    limits: Limits,
+    behind_watermark: Mapping[str, Collection[int]],
+) -> Recomputed:
+    """Compute what docs/semantics.md defines for a prefix of one source partition.
+
+    `exposures` and `rewards` are the prefix of each topic in the order of offsets, `experiments` is all of
+    ``xp.experiments`` in the order of its log. `watermark_ms` is the watermark that the statistics are taken
+    at, None before the first record. `behind_watermark` holds, under `EXPOSURES` and `REWARDS`, the offsets
+    refused only because the clock had moved the watermark on; one is believed where `watermark_ms` bears it
+    out.
+    """
+    timeline = _Timeline(experiments, activation_delay_ms)
+    rules = _Lateness(allowed_lateness_ms, watermark_ms)
+    seen = _screen(
+        exposures,
+        lambda raw: _examine_exposure(raw, timeline, limits),
+        rules,
+        frozenset(behind_watermark.get(EXPOSURES, ())),
+    )
+    heard = _screen(
+        rewards,
+        lambda raw: _examine_reward(raw, timeline, limits),
+        rules,
+        frozenset(behind_watermark.get(REWARDS, ())),
+    )
+    populations = _populations(seen, timeline)
+    hits = _attribute(heard, populations, timeline)
+    return Recomputed(
+        partition=partition,
+        statistics={
+            version: _statistics(spec, populations.get(version, {}), hits.get(version, {}))
+            for version, spec in timeline.designs.items()
+        },
+        exposure_outcomes=_outcomes(seen.fates),
+        reward_outcomes=_outcomes(heard.fates),
+        exposure_fates=dict(sorted(seen.fates.items())),
+        reward_fates=dict(sorted(heard.fates.items())),
+        dead_letters={
+            **{(EXPOSURES, offset): reason for offset, reason in seen.reasons.items()},
+            **{(REWARDS, offset): reason for offset, reason in heard.reasons.items()},
+        },
+    )
+
+
+# Terms: log time, spec in force, lateness
+
+
+def log_times(timestamps_ms: Sequence[int]) -> list[int]:
+    """Return the log time of each record of a topic partition: the running maximum of the timestamps."""
+    times: list[int] = []
+    for timestamp_ms in timestamps_ms:
+        times.append(max(timestamp_ms, times[-1]) if times else timestamp_ms)
+    return times
+
+
+class _Listener(NamedTuple):
+    """A metric of an experiment version in force that a reward reaches."""
+
+    version: VersionKey
+    metric: Metric
+
+
+class _Era:
+    """The specs in force between two changes; None stands for an experiment that has ended."""
+
+    def __init__(
+        self, records: dict[str, ExperimentRecord | None], designs: dict[VersionKey, ExperimentSpec]
+    ) -> None:
+        self.records = records
+        self._listeners: dict[str, list[_Listener]] = defaultdict(list)
+        for experiment, record in records.items():
+            if record is not None:
+                version = (experiment, record.spec.version)
+                for metric in designs[version].metrics:
+                    self._listeners[metric.listens_to].append(_Listener(version, metric))
+
+    def listeners(self, reward: Reward) -> list[_Listener]:
+        """Return the metrics in force that listen to the reward and that it is for."""
+        listening = self._listeners.get(reward.metric, [])
+        return [one for one in listening if reward.experiment in (None, one.version[0])]
+
+
+class _Timeline:
+    """Which spec of each experiment is in force at a log time.
+
+    Attributes:
+        designs: what is frozen of each version (metrics, segments), from its first good record.
+
+    """
+
+    def __init__(self, experiments: Sequence[LoggedSpec], activation_delay_ms: int) -> None:
+        changes: list[tuple[int, str, ExperimentRecord | None]] = []
+        newest: dict[int, int] = {}
+        self.designs: dict[VersionKey, ExperimentSpec] = {}
+        for logged in experiments:
+            log_ms = max(logged.timestamp_ms, newest.get(logged.partition, logged.timestamp_ms))
+            newest[logged.partition] = log_ms
+            if logged.record is not None and self._refuses(logged.experiment, logged.record):
+                continue
+            changes.append((log_ms + activation_delay_ms, logged.experiment, logged.record))
+            if logged.record is not None:
+                self.designs.setdefault((logged.experiment, logged.record.spec.version), logged.record.spec)
+        self._changes = sorted(changes, key=lambda change: change[0])
+        self._times = [change[0] for change in self._changes]
+        self._eras: dict[int, _Era] = {}
+
+    def _refuses(self, experiment: str, record: ExperimentRecord) -> bool:
+        """Whether a record breaks a rule, changes a known version's design, or goes back to an older one."""
+        spec = record.spec
+        if record_rules(record, experiment):
+            return True
+        known = {version: design for (key, version), design in self.designs.items() if key == experiment}
+        if spec.version in known:
+            return known[spec.version].design_hash() != record.design_hash or spec.version < max(known)
+        return spec.version < max(known, default=0)
+
+    def at(self, log_ms: int) -> _Era:
+        """Return the specs in force for a record of this log time."""
+        changes = bisect_right(self._times, log_ms)
+        if changes not in self._eras:
+            self._eras[changes] = self._era(changes)
+        return self._eras[changes]
+
+    def _era(self, changes: int) -> _Era:
+        records: dict[str, ExperimentRecord | None] = {}
+        for _, experiment, record in self._changes[:changes]:
+            ended = record is None or record.status is Status.ARCHIVED
+            records[experiment] = None if ended else record
+        return _Era(records, self.designs)
+
+    def record(self, experiment: str, log_ms: int) -> ExperimentRecord:
+        """Return the record in force; the experiment is known to have one."""
+        record = self.at(log_ms).records[experiment]
+        assert record is not None  # noqa: S101 (only admitted exposures come here)
+        return record
+
+
+class _Lateness(NamedTuple):
+    """Allowed lateness and the watermark it is compared with."""
+
+    allowed_ms: int
+    watermark_ms: int | None
+
+    def passed(self, time_ms: int) -> bool:
+        """Whether nothing of event time `time_ms` can come any more: `time + L < W`."""
+        return self.watermark_ms is not None and time_ms + self.allowed_ms < self.watermark_ms
+
+    def mature(self, end_ms: int) -> bool:
+        """Whether a window that ends just before `end_ms` is complete: `end + L <= W`."""
+        return self.watermark_ms is not None and end_ms + self.allowed_ms <= self.watermark_ms
+
+
+# Outcome of a record, steps 1 to 4
+
+
+class _Admitted(NamedTuple, Generic[Event]):
+    """A record that came past step 4."""
+
+    event_ms: int
+    offset: int
+    log_ms: int
+    event: Event
+
+
+@dataclass(slots=True)
+class _Screened(Generic[Event]):
+    """A topic partition after steps 1 to 4; the fates of the admitted are still to come."""
+
+    fates: dict[int, Fate] = field(default_factory=dict)
+    reasons: dict[int, Reason] = field(default_factory=dict)
+    admitted: list[_Admitted[Event]] = field(default_factory=list)
+
+
+def _screen(
+    records: Sequence[LoggedRecord],
+    examine: Callable[[RawRecord], Event | Fate],
+    rules: _Lateness,
+    behind: frozenset[int],
+) -> _Screened[Event]:
+    """Take each record of a topic partition through steps 1 to 4, in the order of its log."""
+    screened: _Screened[Event] = _Screened()
+    newest_copy_ms: dict[tuple[str, str], int] = {}
+    for record, log_ms in zip(records, log_times([record.timestamp_ms for record in records]), strict=True):
+        try:
+            verdict = examine(RawRecord(record.key, record.value, record.headers, log_ms))
+        except RecordRejected as rejection:
+            screened.reasons[record.offset] = rejection.reason
+            screened.fates[record.offset] = Fate.DEAD_LETTERED
+            continue
+        if isinstance(verdict, Fate):
+            screened.fates[record.offset] = verdict
+            continue
+        event_ms = epoch_ms(verdict.time)
+        identity = (verdict.source, verdict.id)
+        if log_ms - event_ms > rules.allowed_ms or (record.offset in behind and rules.passed(event_ms)):
+            screened.fates[record.offset] = Fate.LATE
+        elif identity in newest_copy_ms and newest_copy_ms[identity] + rules.allowed_ms >= log_ms:
+            screened.fates[record.offset] = Fate.DUPLICATE
+        else:
+            newest_copy_ms[identity] = max(event_ms, newest_copy_ms.get(identity, event_ms))
+            screened.admitted.append(_Admitted(event_ms, record.offset, log_ms, verdict))
+    return screened
+
+
+def _examine_exposure(raw: RawRecord, timeline: _Timeline, limits: Limits) -> Exposure | Fate:
+    """Take a record through steps 1 and 2; raises RecordRejected."""
+    exposure = decode_exposure(raw, limits)
+    in_force = timeline.at(raw.log_time_ms).records
+    if exposure.experiment not in in_force:
+        return Fate.UNKNOWN_EXPERIMENT
+    record = in_force[exposure.experiment]
+    if record is None:
+        return Fate.INACTIVE_EXPERIMENT
+    if exposure.arm not in {arm.key for arm in record.spec.arms}:
+        raise RecordRejected(Reason.UNKNOWN_ARM, "`arm` is not an arm of the experiment")
+    if exposure.weight_epoch is not None and exposure.weight_epoch not in {
+        one.epoch for one in record.epochs
+    }:
+        raise RecordRejected(Reason.UNKNOWN_WEIGHT_EPOCH, "`weight_epoch` is not one of the experiment")
+    return exposure
+
+
+def _examine_reward(raw: RawRecord, timeline: _Timeline, limits: Limits) -> Reward | Fate:
+    """Take a record through steps 1 and 2; raises RecordRejected."""
+    reward = decode_reward(raw, limits)
+    era = timeline.at(raw.log_time_ms)
+    if reward.experiment is not None:
+        if reward.experiment not in era.records:
+            return Fate.UNKNOWN_EXPERIMENT
+        if era.records[reward.experiment] is None:
+            return Fate.INACTIVE_EXPERIMENT
+    listeners = era.listeners(reward)
+    if not listeners:
+        return Fate.UNATTRIBUTED
+    if all(quantised(one.metric, reward.value) is None for one in listeners):
+        raise RecordRejected(
+            Reason.VALUE_OUT_OF_RANGE, "`value` is outside the bound of every metric it reaches"
+        )
+    return reward
+
+
+# Step 5: units and crossovers
+
+
+class _Unit(NamedTuple):
+    """A unit as its first exposure fixes it; `segments` are all the rows it stands in."""
+
+    t0_ms: int
+    arm: str
+    epoch: int
+    segments: tuple[str, ...]
+    crossover: bool
+
+
+def _populations(seen: _Screened[Exposure], timeline: _Timeline) -> dict[VersionKey, dict[str, _Unit]]:
+    """Return the units of each experiment version (step 5); notes the fates of their exposures."""
+    exposures: dict[tuple[VersionKey, str], list[_Admitted[Exposure]]] = defaultdict(list)
+    for one in seen.admitted:
+        record = timeline.record(one.event.experiment, one.log_ms)
+        exposures[((one.event.experiment, record.spec.version), one.event.unit)].append(one)
+    populations: dict[VersionKey, dict[str, _Unit]] = defaultdict(dict)
+    for (version, unit), of_unit in exposures.items():
+        arms = {one.event.arm for one in of_unit}
+        fate = Fate.CROSSOVER if len(arms) > 1 else Fate.COUNTED
+        seen.fates.update((one.offset, fate) for one in of_unit)
+        first = min(of_unit, key=lambda one: (one.event_ms, one.offset))
+        populations[version][unit] = _Unit(
+            t0_ms=first.event_ms,
+            arm=first.event.arm,
+            epoch=_epoch(first, timeline.record(version[0], first.log_ms)),
+            segments=_segments(first.event, timeline.designs[version]),
+            crossover=len(arms) > 1,
+        )
+    return populations
+
+
+def _epoch(first: _Admitted[Exposure], record: ExperimentRecord) -> int:
+    """Return the weight epoch that the exposure names, else the newest one effective at its event time."""
+    if first.event.weight_epoch is not None:
+        return first.event.weight_epoch
+    effective = [one.epoch for one in record.epochs if one.effective_ms <= first.event_ms]
+    oldest = min((one.epoch for one in record.epochs), default=0)
+    return max(effective, default=oldest)
+
+
+def _segments(exposure: Exposure, design: ExperimentSpec) -> tuple[str, ...]:
+    """Name the rows of the exposure: all units, then one for each registered segment."""
+    rows = [ALL]
+    for name, registered in design.segments.items():
+        value = exposure.segments.get(name)
+        rows.append(f"{name}={value if value in registered else OTHER}")
+    return tuple(rows)
+
+
+# Step 6: attribution of rewards
+
+
+class _Hit(NamedTuple):
+    """A counted reward in the window of a unit; `steps` is None where the metric's bound refuses it."""
+
+    event_ms: int
+    offset: int
+    steps: int | None
+
+
+_Hits: TypeAlias = dict[tuple[str, str], list[_Hit]]
+"""By metric key and unit."""
+
+
+def _attribute(
+    heard: _Screened[Reward],
+    populations: Mapping[VersionKey, Mapping[str, _Unit]],
+    timeline: _Timeline,
+    rules: _Lateness,
+) -> dict[VersionKey, _Hits]:
+    """Return the rewards of each unit and metric (step 6); notes the fates of the rewards."""
+    hits: dict[VersionKey, _Hits] = defaultdict(lambda: defaultdict(list))
+    for one in heard.admitted:
+        if not rules.passed(one.event_ms):
+            heard.fates[one.offset] = Fate.WAITING
+            continue
+        heard.fates[one.offset] = Fate.UNATTRIBUTED
+        for version, metric in timeline.at(one.log_ms).listeners(one.event):
+            unit = populations.get(version, {}).get(one.event.unit)
+            if unit is not None and unit.t0_ms <= one.event_ms < unit.t0_ms + metric.window_ms:
+                heard.fates[one.offset] = Fate.COUNTED
+                steps = quantised(metric, one.event.value)
+                hits[version][metric.key, one.event.unit].append(_Hit(one.event_ms, one.offset, steps))
+    return hits
+
+
+def quantised(metric: Metric, value: float) -> int | None:
+    """Return `value` in whole steps of the metric, ties to even; None where its bound refuses it.
+
+    A metric that folds by any asks only whether the value is 0, and has no bound.
+    """
+    if metric.folds_by is Aggregation.ANY:
+        return int(value != 0.0)
+    quotient = value / metric.step
+    if math.isinf(quotient):
+        return None
+    steps = round(quotient)
+    return steps if abs(steps) <= metric.max_steps else None
+
+
+# Statistics of one experiment version
+
+
+def _statistics(
+    design: ExperimentSpec, population: Mapping[str, _Unit], hits: _Hits: _Lateness
+) -> ExperimentStatistics:
+    units: dict[tuple[str, int, str], int] = defaultdict(int)
+    for unit in population.values():
+        if not unit.crossover:
+            for segment in unit.segments:
+                units[unit.arm, unit.epoch, segment] += 1
+    return build(
+        units=units,
+        moments=_moments(design, population, hits),
+        crossover_units=sum(unit.crossover for unit in population.values()),
+        first_exposure_ms=min((unit.t0_ms for unit in population.values()), default=None),
+        out_of_range=_out_of_range(hits),
+    )
+
+
+def _moments(
+    design: ExperimentSpec, population: Mapping[str, _Unit], hits: _Hits: _Lateness
+) -> dict[tuple[str, str, int, str], tuple[int, int, int]]:
+    """Count, sum and sum of squares of the values of mature units."""
+    moments: dict[tuple[str, str, int, str], tuple[int, int, int]] = {}
+    for metric in design.metrics:
+        for name, unit in population.items():
+            if unit.crossover or not rules.mature(unit.t0_ms + metric.window_ms):
+                continue
+            value = folded(metric.folds_by, hits.get((metric.key, name), []))
+            for segment in unit.segments:
+                cell = (metric.key, unit.arm, unit.epoch, segment)
+                n, s, q = moments.get(cell, (0, 0, 0))
+                moments[cell] = (n + 1, s + value, q + value * value)
+    return moments
+
+
+def folded(aggregation: Aggregation, hits: Sequence[_Hit]) -> int:
+    """Return the value of a unit: its accepted rewards as one integer, 0 if there is none."""
+    accepted = [
+        hit.steps for hit in sorted(hits, key=lambda hit: (hit.event_ms, hit.offset)) if hit.steps is not None
+    ]
+    if not accepted:
+        return 0
+    if aggregation is Aggregation.SUM:
+        return sum(accepted)
+    if aggregation is Aggregation.LAST:
+        return accepted[-1]
+    return max(accepted)
+
+
+def _out_of_range(hits: _Hits) -> dict[str, int]:
+    refused: dict[str, int] = defaultdict(int)
+    for (metric, _), of_unit in hits.items():
+        refused[metric] += sum(hit.steps is None for hit in of_unit)
+    return refused
+
+
+def _outcomes(fates: Mapping[int, Fate]) -> Outcomes:
+    counts: dict[str, int] = defaultdict(int)
+    for fate in fates.values():
+        counts[fate.value] += 1
+    return Outcomes(read=len(fates), **counts)

@@ -1,0 +1,134 @@
+"""Puts an experiment spec on Kafka: the record the engine follows, and the one applications follow."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
+
+import msgspec
+
+from stream_xp.adapters.topic_reader import TopicReader, TopicRecord
+from stream_xp.adapters.topic_writer import TopicWriter
+from stream_xp.domain.decision import ConfigRecord
+from stream_xp.domain.experiment import ExperimentRecord, ExperimentSpec, Status
+from stream_xp.domain.publication import archived_record, next_config, next_record
+from stream_xp.errors import ConfigError
+
+if TYPE_CHECKING:
+    from stream_xp.settings import Settings
+
+Record = TypeVar("Record", ExperimentRecord, ConfigRecord)
+
+
+class Publication(msgspec.Struct, frozen=True, kw_only=True):
+    """What stands on the topics for one experiment, and what should.
+
+    Attributes:
+        before, after: the experiment record.
+        config_before, config_after: the config record; None where an archived experiment never had one.
+    """
+
+    before: ExperimentRecord | None
+    after: ExperimentRecord
+    config_before: ConfigRecord | None
+    config_after: ConfigRecord | None
+
+    def changes(self) -> tuple[str, ...]:
+        """Return one sentence for each thing that changes; none if all stands already."""
+        return tuple(_changes(self))
+
+
+def plan_application(settings: Settings, spec: ExperimentSpec, *, now_ms: int) -> Publication:
+    """Return what applying `spec` now would publish.
+
+    New weights take effect when the engine knows of them: after the activation delay.
+
+    Raises:
+        ConfigError: see `domain.publication`; or a topic is missing.
+        DependencyError: a broker did not answer.
+    """
+    before, config_before = _published(settings, spec.experiment)
+    after = next_record(before, spec, effective_ms=now_ms + settings.activation_delay_ms)
+    config_after = next_config(config_before, after)
+    return Publication(before=before, after=after, config_before=config_before, config_after=config_after)
+
+
+def plan_archiving(settings: Settings, experiment: str) -> Publication:
+    """Return what archiving `experiment` would publish; its weights stay as they are.
+
+    Raises:
+        ConfigError: there is no such experiment; or a topic is missing.
+        DependencyError: a broker did not answer.
+    """
+    before, config = _published(settings, experiment)
+    if before is None:
+        raise ConfigError(f"{experiment}: no such experiment on {settings.topic('experiments')}")
+    after = archived_record(before)
+    return Publication(before=before, after=after, config_before=config, config_after=config)
+
+
+def publish(settings: Settings, publication: Publication) -> None:
+    """Write what differs; the experiment first, so that the engine knows an epoch before it is drawn from.
+
+    Raises:
+        DependencyError: a record was not acknowledged.
+    """
+    key = publication.after.spec.experiment.encode()
+    pairs = (
+        ("experiments", publication.before, publication.after),
+        ("config", publication.config_before, publication.config_after),
+    )
+    changed = [(topic, after) for topic, before, after in pairs if after is not None and after != before]
+    if not changed:
+        return
+    with TopicWriter(settings) as writer:
+        for topic, record in changed:
+            writer.send(settings.topic(topic), key=key, value=msgspec.json.encode(record))
+            writer.flush()
+
+
+def _published(settings: Settings, experiment: str) -> tuple[ExperimentRecord | None, ConfigRecord | None]:
+    return (
+        _newest(settings, "experiments", experiment, ExperimentRecord),
+        _newest(settings, "config", experiment, ConfigRecord),
+    )
+
+
+def _newest(settings: Settings, topic: str, experiment: str, kind: type[Record]) -> Record | None:
+    with TopicReader(settings, settings.topic(topic)) as reader:
+        record = reader.newest_by_key().get(experiment.encode())
+    return None if record is None else _decoded(record, kind)
+
+
+def _decoded(record: TopicRecord, kind: type[Record]) -> Record:
+    try:
+        return msgspec.json.decode(record.value or b"", type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        # Written by a newer release, perhaps: to replace it unread could undo what it says.
+        raise ConfigError(f"{record.place} is no {kind.__name__}: {error}") from error
+
+
+def _changes(publication: Publication) -> list[str]:
+    before, after = publication.before, publication.after
+    config = publication.config_after
+    if before is None:
+        changes = [f"new experiment, version {after.spec.version}"]
+    elif after.spec.version > before.spec.version:
+        changes = [f"new version {after.spec.version}, in place of {before.spec.version}"]
+    else:
+        changes = _changes_of_version(before, after)
+    if config is not None and config != publication.config_before:
+        changes.append(f"applications follow config version {config.config_version}, {config.status}")
+    return changes
+
+
+def _changes_of_version(before: ExperimentRecord, after: ExperimentRecord) -> list[str]:
+    changes = []
+    if after.epochs != before.epochs:
+        epoch = after.epochs[-1]
+        weights = ", ".join(f"{arm} {weight:g}" for arm, weight in epoch.weights.items())
+        changes.append(f"weight epoch {epoch.epoch}: {weights}")
+    if after.spec != before.spec and after.epochs == before.epochs:
+        changes.append("owner or hypothesis")
+    if after.status is Status.ARCHIVED and before.status is not Status.ARCHIVED:
+        changes.append("archived: the engine takes no more events for it")
+    return changes

@@ -1,0 +1,1 @@
+"""Replays a file of impressions through a broker and the service."""

@@ -1,0 +1,68 @@
+"""Exact mergeable statistics and always-valid tests: pure functions on numpy and scipy."""
+
+from stream_xp.stats.mean_difference import (
+    NO_VARIANCE,
+    TOO_FEW_UNITS,
+    UNBOUNDED_LIFT,
+    ArmMeans,
+    MarginKind,
+    Side,
+    Stratum,
+    fieller_bounds,
+    guarded_variance,
+    mean_difference,
+    one_sided_test,
+    relative_lift,
+    summarise,
+)
+from stream_xp.stats.moments import EMPTY, Moments
+from stream_xp.stats.normal_mixture import (
+    Evidence,
+    Undetermined,
+    log_e_one_sided,
+    log_e_two_sided,
+    one_sided_rho2,
+    p_always_valid,
+    radius_multiplier_one_sided,
+    radius_multiplier_two_sided,
+    tuned_rho2,
+)
+from stream_xp.stats.sample_ratio import (
+    NO_UNITS,
+    SampleRatio,
+    sample_ratio,
+    sample_ratio_dirichlet,
+    sample_ratio_log_e,
+)
+
+__all__ = [
+    "EMPTY",
+    "NO_UNITS",
+    "NO_VARIANCE",
+    "TOO_FEW_UNITS",
+    "UNBOUNDED_LIFT",
+    "ArmMeans",
+    "Evidence",
+    "MarginKind",
+    "Moments",
+    "SampleRatio",
+    "Side",
+    "Stratum",
+    "Undetermined",
+    "fieller_bounds",
+    "guarded_variance",
+    "log_e_one_sided",
+    "log_e_two_sided",
+    "mean_difference",
+    "one_sided_rho2",
+    "one_sided_test",
+    "p_always_valid",
+    "radius_multiplier_one_sided",
+    "radius_multiplier_two_sided",
+    "relative_lift",
+    "sample_ratio",
+    "sample_ratio_dirichlet",
+    "sample_ratio_log_e",
+    "summarise",
+    "tuned_rho2",
+]

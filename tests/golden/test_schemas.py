@@ -1,0 +1,166 @@
+"""The JSON Schemas follow from the types, and the samples fit schema and type alike."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import msgspec
+import pytest
+from click.testing import CliRunner
+from jsonschema import Draft202012Validator, FormatChecker, ValidationError
+
+from stream_xp.adapters.kafka_admin import topics_dir
+from stream_xp.domain.codec import RawRecord, decode_exposure, decode_reward
+from stream_xp.domain.dead_letter import DeadLetter
+from stream_xp.domain.decision import Result
+from stream_xp.domain.experiment import ExperimentRecord
+from stream_xp.domain.statistics import PartitionStatistics
+from stream_xp.services import schemas
+from stream_xp.services.spec_file import load_spec
+
+SCHEMAS = topics_dir() / "schemas"
+GOLDEN = topics_dir() / "golden"
+EXAMPLES = Path(__file__).parents[2] / "examples"
+SAMPLES = sorted(path.name for path in GOLDEN.glob("*.json"))
+EVENTS = [name for name in SAMPLES if name.startswith(("exposure", "reward"))]
+PLAIN = [name for name in SAMPLES if "cloudevent" not in name]
+DECODERS = {"exposure": decode_exposure, "reward": decode_reward}
+LATER_MS = 4_000_000_000_000
+
+
+def record_of(sample: str) -> str:
+    return sample.partition(".")[0]
+
+
+def validator(record: str) -> Draft202012Validator:
+    schema = json.loads((SCHEMAS / f"{record}.v1.json").read_text())
+    return Draft202012Validator(schema, format_checker=FormatChecker())
+
+
+def raw_event(sample: str) -> RawRecord:
+    value = (GOLDEN / sample).read_bytes()
+    headers = (("content-type", b"application/cloudevents+json"),) if "cloudevent" in sample else ()
+    return RawRecord(b"member-17", value, headers, LATER_MS)
+
+
+def test_the_files_are_as_generated() -> None:
+    assert schemas.differences(SCHEMAS) == []
+
+
+def test_check_names_a_file_that_is_not_as_generated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(SCHEMAS, tmp_path / "schemas")
+    monkeypatch.setattr(schemas, "topics_dir", lambda: tmp_path)
+    (tmp_path / "schemas" / "reward.v1.json").write_text("{}")
+    (tmp_path / "schemas" / "old.v1.json").write_text("{}")
+    checked = CliRunner().invoke(schemas.main, ["--check"])
+    assert checked.exit_code == 1
+    assert [line.split(":")[0] for line in checked.stderr.splitlines()] == ["old.v1.json", "reward.v1.json"]
+    (tmp_path / "schemas" / "old.v1.json").unlink()
+    assert CliRunner().invoke(schemas.main, ["--write"]).exit_code == 0
+    assert CliRunner().invoke(schemas.main, []).exit_code == 0
+
+
+@pytest.mark.parametrize("name", sorted(schemas.schemas()))
+def test_each_schema_is_a_schema_and_says_what_it_is(name: str) -> None:
+    schema = schemas.schemas()[name]
+    Draft202012Validator.check_schema(schema)
+    assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+    assert schema["$id"].endswith(f"/{name}")
+    assert schema["title"]
+    assert schema["description"]
+    assert "Attributes:" not in json.dumps(schema)
+
+
+def test_attributes_become_descriptions_under_their_names_on_the_wire() -> None:
+    definitions = schemas.schemas()["result.v1.json"]["$defs"]
+    assert definitions["Outcomes"]["properties"]["in"]["description"] == "records read."
+    evidence = definitions["Evidence"]["properties"]
+    assert evidence["lower"]["description"] == evidence["upper"]["description"]
+
+
+def test_every_record_has_a_sample() -> None:
+    assert {record_of(sample) for sample in SAMPLES} == {record_of(name) for name in schemas.schemas()}
+
+
+@pytest.mark.parametrize("sample", SAMPLES)
+def test_each_sample_fits_its_schema(sample: str) -> None:
+    validator(record_of(sample)).validate(json.loads((GOLDEN / sample).read_bytes()))
+
+
+@pytest.mark.parametrize(
+    "sample", [name for name in PLAIN if "unknown" not in name and "minimal" not in name]
+)
+def test_each_sample_decodes_and_encodes_to_itself(sample: str) -> None:
+    raw = (GOLDEN / sample).read_bytes()
+    decoded = msgspec.json.decode(raw, type=schemas.RECORDS[record_of(sample)])
+    assert json.loads(msgspec.json.encode(decoded)) == json.loads(raw)
+
+
+@pytest.mark.parametrize("sample", EVENTS)
+def test_each_event_passes_the_worker(sample: str) -> None:
+    event = DECODERS[record_of(sample).partition("-")[0]](raw_event(sample))
+    assert event.unit == "member-17"
+    assert event.source == ("/checkout/web" if "cloudevent" in sample else event.source)
+
+
+@pytest.mark.parametrize("record", ["exposure", "reward"])
+def test_a_field_of_the_future_is_ignored(record: str) -> None:
+    decode = DECODERS[record]
+    assert decode(raw_event(f"{record}.unknown-field.v1.json")) == decode(raw_event(f"{record}.v1.json"))
+
+
+@pytest.mark.parametrize("record", ["exposure", "reward"])
+def test_defaults_fill_what_is_left_out(record: str) -> None:
+    event = DECODERS[record](raw_event(f"{record}.minimal.v1.json"))
+    written = json.loads(msgspec.json.encode(event))
+    validator(record).validate(written)
+    assert written["source"] == ""
+
+
+@pytest.mark.parametrize("missing", ["specversion", "id", "source", "type", "data", "time"])
+def test_an_envelope_without_an_attribute_fits_no_schema(missing: str) -> None:
+    envelope = json.loads((GOLDEN / "exposure-cloudevent.v1.json").read_bytes())
+    del envelope[missing]
+    with pytest.raises(ValidationError):
+        validator("exposure-cloudevent").validate(envelope)
+
+
+def test_a_spec_of_the_future_fits_no_schema() -> None:
+    spec = json.loads((GOLDEN / "experiment-spec.v1.json").read_bytes())
+    with pytest.raises(ValidationError):
+        validator("experiment-spec").validate({**spec, "holdout": 0.05})
+
+
+def test_the_sample_hashes_are_true() -> None:
+    record = msgspec.json.decode((GOLDEN / "experiment.v1.json").read_bytes(), type=ExperimentRecord)
+    assert (
+        record.design_hash
+        == record.spec.design_hash()
+        == load_spec(EXAMPLES / "canary/spec.yaml").design_hash()
+    )
+    letter = msgspec.json.decode((GOLDEN / "deadletter.v1.json").read_bytes(), type=DeadLetter)
+    assert letter.value is not None
+    assert (letter.value_bytes, letter.value_sha256) == (9, hashlib.sha256(letter.value).hexdigest())
+
+
+def test_the_sample_statistics_are_canonical_and_conserved() -> None:
+    raw = (GOLDEN / "statistics.v1.json").read_bytes()
+    statistics = msgspec.json.decode(raw, type=PartitionStatistics)
+    assert statistics.statistics.canonical() == msgspec.json.encode(json.loads(raw)["statistics"])
+    assert statistics.exposure_outcomes.conserved()
+    assert statistics.reward_outcomes.conserved()
+    result = msgspec.json.decode((GOLDEN / "result.v1.json").read_bytes(), type=Result)
+    assert sum(arm.units for arm in result.arms) == pytest.approx(sum(a.expected_units for a in result.arms))
+
+
+@pytest.mark.parametrize("file", sorted(EXAMPLES.glob("*/spec.yaml")), ids=lambda path: path.parent.name)
+def test_each_example_is_valid(file: Path) -> None:
+    spec = load_spec(file)
+    validator("experiment-spec").validate(json.loads(msgspec.json.encode(spec)))
+
+
+def test_there_are_examples() -> None:
+    assert {"canary", "artwork"} <= {path.parent.name for path in EXAMPLES.glob("*/spec.yaml")}

@@ -1,0 +1,230 @@
+"""What `apply` publishes: versions, weight epochs, and what it refuses."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from stream_xp.domain.decision import ConfigRecord, RolloutStatus
+from stream_xp.domain.experiment import Arm, ExperimentRecord, ExperimentSpec, Status, Threshold
+from stream_xp.domain.publication import archived_record, changed_design, next_config, next_record
+from stream_xp.errors import ConfigError
+
+SPEC = msgspec.convert(
+    {
+        "experiment": "canary",
+        "owner": "a",
+        "hypothesis": "b",
+        "unit": "member",
+        "arms": [{"key": "old", "weight": 0.9, "control": True}, {"key": "new", "weight": 0.1}],
+        "metrics": [
+            {
+                "key": "errors",
+                "kind": "conversion",
+                "role": "guardrail",
+                "direction": "decrease",
+                "attribution_window": "10m",
+                "margin": {"absolute": 0.005},
+            }
+        ],
+        "planned_sample": 1000,
+        "segments": {"device": ["tv", "web"]},
+    },
+    ExperimentSpec,
+)
+FIRST = next_record(None, SPEC, effective_ms=1_000)
+
+
+def with_weights(spec: ExperimentSpec, *weights: float) -> ExperimentSpec:
+    arms = tuple(
+        msgspec.structs.replace(arm, weight=weight) for arm, weight in zip(spec.arms, weights, strict=True)
+    )
+    return msgspec.structs.replace(spec, arms=arms)
+
+
+def with_version(spec: ExperimentSpec, version: int) -> ExperimentSpec:
+    return msgspec.structs.replace(spec, version=version)
+
+
+def test_the_first_publication_is_epoch_0() -> None:
+    (epoch,) = FIRST.epochs
+    assert (epoch.epoch, epoch.weights, epoch.effective_ms) == (0, {"old": 0.9, "new": 0.1}, 1_000)
+    assert FIRST.spec == SPEC
+    assert FIRST.design_hash == SPEC.design_hash()
+    assert FIRST.status is Status.ACTIVE
+
+
+def test_the_same_again_changes_nothing() -> None:
+    assert next_record(FIRST, SPEC, effective_ms=9_000) == FIRST
+
+
+def test_new_weights_are_a_new_epoch() -> None:
+    second = next_record(FIRST, with_weights(SPEC, 0.5, 0.5), effective_ms=2_000)
+    assert second.epochs[0] == FIRST.epochs[0]
+    assert (second.epochs[1].epoch, second.epochs[1].effective_ms) == (1, 2_000)
+    assert second.epochs[1].weights == second.spec.weights == {"old": 0.5, "new": 0.5}
+    assert second.design_hash == FIRST.design_hash
+    third = next_record(second, SPEC, effective_ms=3_000)
+    assert [epoch.epoch for epoch in third.epochs] == [0, 1, 2]
+
+
+def test_epochs_do_not_go_back_in_time() -> None:
+    with pytest.raises(ConfigError, match=r"take effect at 999 .* before those of epoch 0 at 1000"):
+        next_record(FIRST, with_weights(SPEC, 0.5, 0.5), effective_ms=999)
+    same_time = next_record(FIRST, with_weights(SPEC, 0.5, 0.5), effective_ms=1_000)
+    assert len(same_time.epochs) == 2
+    assert next_record(FIRST, SPEC, effective_ms=0) == FIRST
+
+
+def test_prose_may_change() -> None:
+    spec = msgspec.structs.replace(SPEC, owner="c", hypothesis="d")
+    record = next_record(FIRST, spec, effective_ms=2_000)
+    assert record.spec == spec
+    assert (record.epochs, record.design_hash) == (FIRST.epochs, FIRST.design_hash)
+
+
+METRIC = SPEC.metrics[0]
+DESIGNS = {
+    "alpha": (msgspec.structs.replace(SPEC, alpha=0.01), "alpha"),
+    "unit": (msgspec.structs.replace(SPEC, unit="session"), "unit"),
+    "margin": (
+        msgspec.structs.replace(
+            SPEC, metrics=(msgspec.structs.replace(METRIC, margin=Threshold(absolute=0.01)),)
+        ),
+        "metrics[0].margin.absolute",
+    ),
+    "margin kind": (
+        msgspec.structs.replace(
+            SPEC, metrics=(msgspec.structs.replace(METRIC, margin=Threshold(relative=0.005)),)
+        ),
+        "metrics[0].margin.absolute, metrics[0].margin.relative",
+    ),
+    "window": (
+        msgspec.structs.replace(SPEC, metrics=(msgspec.structs.replace(METRIC, attribution_window="1h"),)),
+        "metrics[0].attribution_window",
+    ),
+    "a metric more": (
+        msgspec.structs.replace(SPEC, metrics=(METRIC, msgspec.structs.replace(METRIC, key="x"))),
+        "metrics",
+    ),
+    "an arm more": (
+        msgspec.structs.replace(SPEC, arms=(*SPEC.arms, Arm(key="x", weight=0.0))),
+        "arms",
+    ),
+    "another arm": (
+        msgspec.structs.replace(SPEC, arms=(SPEC.arms[0], Arm(key="x", weight=0.1))),
+        "arms[1].key",
+    ),
+    "another control": (
+        msgspec.structs.replace(
+            SPEC, arms=tuple(msgspec.structs.replace(arm, control=not arm.control) for arm in SPEC.arms)
+        ),
+        "arms[0].control, arms[1].control",
+    ),
+    "a segment value": (
+        msgspec.structs.replace(SPEC, segments={"device": ("tv", "phone")}),
+        "segments.device[1]",
+    ),
+    "a segment": (
+        msgspec.structs.replace(SPEC, segments={**SPEC.segments, "country": ("se",)}),
+        "segments.country",
+    ),
+    "no segment": (msgspec.structs.replace(SPEC, segments={}), "segments.device"),
+    "two fields": (msgspec.structs.replace(SPEC, alpha=0.01, planned_sample=5_000), "planned_sample, alpha"),
+}
+
+
+@pytest.mark.parametrize("case", DESIGNS)
+def test_a_frozen_field_needs_a_new_version(case: str) -> None:
+    spec, fields = DESIGNS[case]
+    assert ", ".join(changed_design(SPEC, spec)) == fields
+    with pytest.raises(ConfigError) as caught:
+        next_record(FIRST, spec, effective_ms=2_000)
+    assert f"these fields changed: {fields}; raise `version` to 2" in str(caught.value)
+    fresh = next_record(FIRST, with_version(spec, 2), effective_ms=2_000)
+    assert fresh == next_record(None, with_version(spec, 2), effective_ms=2_000)
+
+
+def test_weights_and_prose_are_no_design() -> None:
+    assert changed_design(SPEC, with_weights(SPEC, 0.0, 1.0)) == ()
+    assert changed_design(SPEC, msgspec.structs.replace(SPEC, owner="x", hypothesis="y")) == ()
+
+
+def test_a_higher_version_starts_again() -> None:
+    second = next_record(FIRST, with_weights(SPEC, 0.5, 0.5), effective_ms=2_000)
+    fresh = next_record(second, with_version(SPEC, 5), effective_ms=500)
+    assert [epoch.epoch for epoch in fresh.epochs] == [0]
+    assert fresh.design_hash != FIRST.design_hash
+
+
+def test_a_lower_version_is_refused() -> None:
+    record = next_record(None, with_version(SPEC, 3), effective_ms=0)
+    with pytest.raises(ConfigError, match=r"version 1 is older .* version 3; raise `version` to at least 4"):
+        next_record(record, SPEC, effective_ms=1)
+
+
+def test_another_experiment_is_refused() -> None:
+    other = msgspec.structs.replace(SPEC, experiment="other", version=9)
+    with pytest.raises(ConfigError, match="other cannot follow the record of canary"):
+        next_record(FIRST, other, effective_ms=1)
+
+
+def test_archived_stays_archived_until_the_version_rises() -> None:
+    archived = archived_record(FIRST)
+    assert archived.status is Status.ARCHIVED
+    assert archived_record(archived) == archived
+    assert next_record(archived, SPEC, effective_ms=2_000) == archived
+    assert next_record(archived, with_weights(SPEC, 0.5, 0.5), effective_ms=2_000).status is Status.ARCHIVED
+    assert next_record(archived, with_version(SPEC, 2), effective_ms=2_000).status is Status.ACTIVE
+
+
+def test_a_record_survives_the_wire() -> None:
+    assert msgspec.json.decode(msgspec.json.encode(FIRST), type=ExperimentRecord) == FIRST
+
+
+RUNNING = next_config(None, FIRST)
+STOPPED = msgspec.structs.replace(
+    RUNNING, status=RolloutStatus.STOPPED, weights={"old": 1.0, "new": 0.0}, config_version=2, signal_id="s-1"
+)
+
+
+def test_the_first_config_says_running() -> None:
+    assert (
+        ConfigRecord(
+            experiment="canary",
+            version=1,
+            status=RolloutStatus.RUNNING,
+            weights={"old": 0.9, "new": 0.1},
+            weight_epoch=0,
+            effective_ms=1_000,
+            config_version=1,
+        )
+        == RUNNING
+    )
+
+
+def test_config_changes_with_the_weights_and_not_else() -> None:
+    assert next_config(RUNNING, FIRST) == RUNNING
+    second = next_record(FIRST, with_weights(SPEC, 0.5, 0.5), effective_ms=2_000)
+    config = next_config(RUNNING, second)
+    assert (config.weights, config.weight_epoch) == ({"old": 0.5, "new": 0.5}, 1)
+    assert (config.effective_ms, config.config_version) == (2_000, 2)
+
+
+def test_new_weights_do_not_undo_a_decision() -> None:
+    assert next_config(STOPPED, FIRST) == STOPPED
+    second = next_record(FIRST, with_weights(SPEC, 0.5, 0.5), effective_ms=2_000)
+    with pytest.raises(ConfigError, match="version 1 was stopped by signal s-1"):
+        next_config(STOPPED, second)
+
+
+def test_a_new_version_runs_again_and_the_config_version_grows() -> None:
+    config = next_config(STOPPED, next_record(FIRST, with_version(SPEC, 2), effective_ms=5_000))
+    assert (config.status, config.version, config.weight_epoch) == (RolloutStatus.RUNNING, 2, 0)
+    assert (config.config_version, config.signal_id) == (3, None)
+
+
+def test_config_ahead_of_the_experiments_is_refused() -> None:
+    ahead = msgspec.structs.replace(RUNNING, version=4)
+    with pytest.raises(ConfigError, match="already follow version 4; raise `version` to at least 5"):
+        next_config(ahead, FIRST)

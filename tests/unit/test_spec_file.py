@@ -1,0 +1,471 @@
+"""Every fault of a spec file, at once and with its place."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stream_xp.domain.experiment import ExperimentSpec, duration_ms
+from stream_xp.errors import ConfigError
+from stream_xp.services import spec_file
+from stream_xp.services.spec_file import MAX_FILE_BYTES, SpecFault, SpecFaults, load_spec, parse_spec
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+VALID = """\
+experiment: canary
+owner: a@example.com
+hypothesis: it does no harm
+unit: member
+arms:
+  - key: old
+    weight: 0.9
+    control: true
+  - key: new
+    weight: 0.1
+metrics:
+  - key: errors
+    kind: conversion
+    role: guardrail
+    direction: decrease
+    attribution_window: 10m
+    margin:
+      absolute: 0.005
+  - key: spend
+    kind: mean
+    role: secondary
+    direction: increase
+    attribution_window: 1d
+    bound: 100
+    scale: 0.01
+planned_sample: 20_000
+alpha: 0.05
+minimum_runtime: 1d
+maximum_runtime: 7d
+segments:
+  device: [tv, web]
+"""
+
+
+def faults_of(text: str | bytes) -> list[SpecFault]:
+    raw = text if isinstance(text, bytes) else text.encode()
+    with pytest.raises(SpecFaults) as caught:
+        parse_spec(raw, "f.yaml")
+    return list(caught.value.faults)
+
+
+def edited(old: str, new: str) -> str:
+    assert VALID.count(old) == 1, old
+    return VALID.replace(old, new)
+
+
+def test_a_valid_file_is_the_spec() -> None:
+    spec = parse_spec(VALID.encode(), "f.yaml")
+    assert isinstance(spec, ExperimentSpec)
+    assert spec.weights == {"old": 0.9, "new": 0.1}
+    assert spec.planned_sample == 20_000
+    assert spec.metrics[1].bound == 100.0
+    assert spec.segments == {"device": ("tv", "web")}
+    assert spec == msgspec.yaml.decode(VALID, type=ExperimentSpec)
+
+
+def test_a_byte_order_mark_and_carriage_returns_do_no_harm() -> None:
+    assert parse_spec(b"\xef\xbb\xbf" + VALID.replace("\n", "\r\n").encode(), "f") == parse_spec(
+        VALID.encode(), "f"
+    )
+
+
+# (what is replaced, by what, then each fault as line, column, path and a part of the message)
+CASES: dict[str, tuple[str, str, tuple[int, int, str, str]]] = {
+    "unknown field": ("alpha: 0.05", "alhpa: 0.05", (27, 1, "alhpa", "unknown field, did you mean alpha?")),
+    "unknown field, no guess": ("alpha: 0.05", "zzz: 0.05", (27, 1, "zzz", "unknown field")),
+    "unknown field inside": ("weight: 0.1", "weigth: 0", (10, 5, "arms[1].weigth", "did you mean weight?")),
+    "name is no text": ("alpha: 0.05", "[a]: 1", (27, 1, "", "a field name must be text")),
+    "merge key": ("alpha: 0.05", "<<: {alpha: 0.1}", (27, 1, "<<", "unknown field")),
+    "missing": ("owner: a@example.com\n", "", (1, 1, "owner", "required field is missing")),
+    "missing inside": ("    direction: decrease\n", "", (12, 5, "metrics[0].direction", "is missing")),
+    "twice": ("owner: a@example.com", "unit: a", (4, 1, "unit", "given twice, first on line 2")),
+    "number for text": ("unit: member", "unit: 5", (4, 7, "unit", "got the number '5'; put it in quotes")),
+    "boolean for text": (
+        "- key: new",
+        "- key: no",
+        (9, 10, "arms[1].key", "got the boolean 'no'; put it in"),
+    ),
+    "date for text": ("unit: member", "unit: 2026-01-01", (4, 7, "unit", "got the date '2026-01-01'; put")),
+    "nothing for text": ("unit: member", "unit:", (4, 6, "unit", "expected text, got nothing")),
+    "list for text": ("unit: member", "unit: [a]", (4, 7, "unit", "expected text, got a list")),
+    "fields for text": ("unit: member", "unit: {a: 1}", (4, 7, "unit", "expected text, got fields")),
+    "text for number": ("alpha: 0.05", 'alpha: "0.05"', (27, 8, "alpha", "take the quotes away")),
+    "words for number": ("alpha: 0.05", "alpha: small", (27, 8, "alpha", "a number, got the text 'small'")),
+    "boolean for number": (
+        "alpha: 0.05",
+        "alpha: yes",
+        (27, 8, "alpha", "expected a number, got the boolean"),
+    ),
+    "nothing for number": ("alpha: 0.05", "alpha: null", (27, 8, "alpha", "expected a number, got nothing")),
+    "list for number": ("alpha: 0.05", "alpha: [0.05]", (27, 8, "alpha", "expected a number, got a list")),
+    "not a number": ("alpha: 0.05", "alpha: .nan", (27, 8, "alpha", "must be finite, got .nan")),
+    "infinity": ("bound: 100", "bound: .inf", (24, 12, "metrics[1].bound", "must be finite, got .inf")),
+    "minus infinity": ("bound: 100", "bound: -.INF", (24, 12, "metrics[1].bound", "must be finite")),
+    "too large": ("bound: 100", "bound: 1.0e+400", (24, 12, "metrics[1].bound", "is too large for a number")),
+    "exponent": (
+        "alpha: 0.05",
+        "alpha: 5e-2",
+        (27, 8, "alpha", "without point and sign as text, write 0.05"),
+    ),
+    "huge exponent": ("alpha: 0.05", "alpha: 1e-999", (27, 8, "alpha", "an exponent without point and sign")),
+    "octal": (
+        "planned_sample: 20_000",
+        "planned_sample: 020000",
+        (26, 17, "planned_sample", "plain decimals"),
+    ),
+    "hexadecimal": (
+        "planned_sample: 20_000",
+        "planned_sample: 0xFFF",
+        (26, 17, "planned_sample", "decimals"),
+    ),
+    "base 60": (
+        "planned_sample: 20_000",
+        "planned_sample: 5:30",
+        (26, 17, "planned_sample", "plain decimals"),
+    ),
+    "base 60 for a duration": (
+        "minimum_runtime: 1d",
+        "minimum_runtime: 1:30",
+        (28, 18, "minimum_runtime", "text"),
+    ),
+    "fraction": (
+        "planned_sample: 20_000",
+        "planned_sample: 200.5",
+        (26, 17, "planned_sample", "a whole number"),
+    ),
+    "whole float": ("planned_sample: 20_000", "planned_sample: 200.0", (26, 17, "planned_sample", "a whole")),
+    "long integer": (
+        "planned_sample: 20_000",
+        f"planned_sample: {'9' * 5000}",
+        (26, 17, "planned_sample", "is too large for a number: 999"),
+    ),
+    "text for boolean": (
+        "control: true",
+        "control: 'true'",
+        (8, 14, "arms[0].control", "true or false, got"),
+    ),
+    "number for boolean": (
+        "control: true",
+        "control: 1",
+        (8, 14, "arms[0].control", "expected true or false"),
+    ),
+    "too small": ("planned_sample: 20_000", "planned_sample: 99", (26, 17, "planned_sample", "at least 100")),
+    "too big": ("weight: 0.1", "weight: 1.5", (10, 13, "arms[1].weight", "must be at most 1.0, got 1.5")),
+    "at an open limit": ("alpha: 0.05", "alpha: 0", (27, 8, "alpha", "must be greater than 0.0, got 0.0")),
+    "at another": ("alpha: 0.05", "alpha: 1", (27, 8, "alpha", "must be less than 1.0, got 1.0")),
+    "key": ("experiment: canary", "experiment: can ary", (1, 13, "experiment", "got 'can ary'")),
+    "key with a newline": (
+        "experiment: canary",
+        'experiment: "canary\\n"',
+        (1, 13, "experiment", r"'canary\\n'"),
+    ),
+    "long key": ("experiment: canary", f"experiment: {'k' * 101}", (1, 13, "experiment", "1 to 100 letters")),
+    "empty text": ("unit: member", 'unit: ""', (4, 7, "unit", "has 0 characters, needs at least 1")),
+    "long text": (
+        "unit: member",
+        f"unit: {'m' * 101}",
+        (4, 7, "unit", "has 101 characters, may have at most 100"),
+    ),
+    "half a surrogate": ("unit: member", 'unit: "a\\ud800"', (4, 7, "unit", "half a surrogate pair")),
+    "duration": (
+        "attribution_window: 10m",
+        "attribution_window: ten",
+        (16, 25, "metrics[0].attribution_window", "7d"),
+    ),
+    "duration with a newline": (
+        "minimum_runtime: 1d",
+        'minimum_runtime: "1d\\n"',
+        (28, 18, "minimum_runtime", "7d"),
+    ),
+    "choice": (
+        "kind: mean",
+        "kind: meen",
+        (20, 11, "metrics[1].kind", "conversion, mean, got 'meen', did you mean"),
+    ),
+    "choice, no guess": ("role: secondary", "role: x", (21, 11, "metrics[1].role", "must be one of primary")),
+    "empty event": ("scale: 0.01", 'event: ""', (25, 12, "metrics[1].event", "has 0 characters")),
+    "empty list": ("  device: [tv, web]", "  device: []", (31, 11, "segments.device", "has 0 entries")),
+    "list item": (
+        "  device: [tv, web]",
+        "  device: [tv, 4]",
+        (31, 16, "segments.device[1]", "put it in quotes"),
+    ),
+    "segment name": ("  device: [tv, web]", "  a b: [tv]", (31, 3, "segments.a b", "1 to 100 letters")),
+    "segment number": (
+        "  device: [tv, web]",
+        "  1: [tv]",
+        (31, 3, "segments.1", "got the number '1'; put it"),
+    ),
+    "no list": (
+        "  device: [tv, web]",
+        "  device: tv",
+        (31, 11, "segments.device", "expected a list, got the text 'tv'"),
+    ),
+    "no fields": (
+        "      absolute: 0.005",
+        "      0.005",
+        (18, 7, "metrics[0].margin", "expected fields, got the"),
+    ),
+    "a tag": (
+        "unit: member",
+        "unit: !!python/name:os.system x",
+        (4, 7, "unit", "python/name:os.system: 'x'"),
+    ),
+    "another tag": ("alpha: 0.05", "alpha: !secret 0.05", (27, 8, "alpha", "a value tagged !secret: '0.05'")),
+    "an alias": (
+        "owner: a@example.com",
+        "owner: &o x\nhypothesis: *o",
+        (3, 13, "", "aliases (*name) are not"),
+    ),
+    "both sizes": (
+        "absolute: 0.005",
+        "{absolute: 1, relative: 1}",
+        (18, 7, "metrics[0].margin", "exactly one"),
+    ),
+    "no size": (
+        "    margin:\n      absolute: 0.005",
+        "    margin: {}",
+        (17, 13, "metrics[0].margin", "exactly one"),
+    ),
+    # the rules across fields
+    "weights": ("weight: 0.1", "weight: 0.2", (5, 1, "arms", "weights must sum to 1, they sum to 1.1")),
+    "two controls": (
+        "weight: 0.1",
+        "weight: 0.1\n    control: true",
+        (5, 1, "arms", "exactly one arm must have"),
+    ),
+    "same key": ("- key: new", "- key: old", (9, 10, "arms[1].key", "'old' is used twice")),
+    "no margin": ("    margin:\n      absolute: 0.005\n", "", (14, 11, "metrics[0].role", "needs a margin")),
+    "margin elsewhere": (
+        "scale: 0.01",
+        "margin: {relative: 1}",
+        (25, 5, "metrics[1].margin", "only a guardrail"),
+    ),
+    "no bound": ("    bound: 100\n", "", (20, 11, "metrics[1].kind", "a mean needs a bound")),
+    "steps": ("scale: 0.01", "scale: 1.0e-15", (25, 12, "metrics[1].scale", "must be at most 2**40")),
+    "empty window": (
+        "attribution_window: 10m",
+        "attribution_window: 0s",
+        (16, 25, "metrics[0].attribution_window", "0"),
+    ),
+    "runtime": (
+        "maximum_runtime: 7d",
+        "maximum_runtime: 24h",
+        (29, 18, "maximum_runtime", "longer than minimum"),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_each_fault_has_its_place(case: str) -> None:
+    old, new, (line, column, path, message) = CASES[case]
+    found = [fault for fault in faults_of(edited(old, new)) if (fault.line, fault.column) == (line, column)]
+    assert any(fault.path == path and message in fault.message for fault in found), faults_of(
+        edited(old, new)
+    )
+
+
+@pytest.mark.parametrize("case", [name for name in CASES if "twice" not in name and "missing" not in name])
+def test_one_fault_brings_no_others(case: str) -> None:
+    """A fault of one field is no fault of its neighbours; leaving a field out may be a second one."""
+    old, new, _ = CASES[case]
+    others = [fault for fault in faults_of(edited(old, new)) if "missing" not in fault.message]
+    expected = 2 if case == "an alias" else 1
+    assert len(others) == expected, others
+
+
+WHOLE_FILES: dict[str, tuple[str | bytes, int, int, str]] = {
+    "empty": (b"", 1, 1, "is empty"),
+    "only comments": ("# nothing\n\n", 1, 1, "is empty"),
+    "only a marker": ("---\n...\n", 2, 1, "expected fields, got nothing"),
+    "a list": ("- a\n", 1, 1, "expected fields, got a list"),
+    "a word": ("hello\n", 1, 1, "expected fields, got the text 'hello'"),
+    "an alias": ("*a\n", 1, 1, "aliases"),
+    "an unclosed list": (VALID + "x: [1, 2\n", 33, 1, "is not YAML: expected ',' or ']'"),
+    "an unclosed quote": ('a: 1\nb: "x\n', 3, 1, "is not YAML: found unexpected end of stream"),
+    "a tabulator": ("arms:\n\t- key: a\n", 2, 1, "is not YAML: found character '\\t'"),
+    "wrong indentation": ("a: 1\n b: 2\n", 2, 3, "is not YAML: mapping values are not allowed here"),
+    "not UTF-8": (b"owner: x\nunit: \xff\n", 2, 7, "is not UTF-8 from here on"),
+    "UTF-16": ("owner: x".encode("utf-16"), 1, 1, "is not UTF-8 from here on"),
+    "a control character": ("owner: x\nunit: a\x07b\n", 2, 8, "has a character that YAML does not allow"),
+    "deep": ("[" * 10_000, 1, 21, "more than 20 levels"),
+    "deep fields": ("a: " + "{a: " * 10_000, 1, 77, "more than 20 levels"),
+    "wide": ("- a\n" * 20_000, 10_000, 3, "more than 10000 values"),
+    "too long": (b"#" * (MAX_FILE_BYTES + 1), 1, 1, f"is longer than {MAX_FILE_BYTES} bytes"),
+    "bomb": (
+        "a: &a [x, x, x]\nb: &b [*a, *a, *a]\nc: &c [*b, *b, *b]\nd: [*c, *c, *c]\n",
+        2,
+        8,
+        "aliases (*name) are not allowed",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WHOLE_FILES)
+def test_files_that_are_no_spec_at_all(case: str) -> None:
+    text, line, column, message = WHOLE_FILES[case]
+    found = faults_of(text)
+    assert any((f.line, f.column) == (line, column) and message in f.message for f in found), found[:5]
+
+
+def test_two_documents_are_one_too_many_and_the_first_is_checked() -> None:
+    found = faults_of(edited("alpha: 0.05", "alpha: 5") + "---\n" + VALID)
+    assert [(fault.line, fault.path) for fault in found] == [(27, "alpha"), (32, "")]
+    assert "second document" in found[1].message
+
+
+def test_all_faults_come_at_once_in_the_order_of_the_file() -> None:
+    text = """\
+experiment: "bad key"
+unit: 5
+arms:
+  - {key: a, weight: 0.9, control: true, controll: false}
+  - key: a
+    weight: 1e-1
+metrics:
+  - key: m
+    kind: convrsion
+    role: guardrail
+    direction: up
+    attribution_window: 1 hour
+  - key: m
+    kind: mean
+    role: primary
+    direction: increase
+    attribution_window: 0s
+    margin: {absolute: 1, relative: 2}
+    critical: yes
+planned_sample: 20.5
+planned_sample: 3
+alpha: 1.5
+maximum_runtime: 0s
+extra: 1
+"""
+    assert [(fault.line, fault.path) for fault in faults_of(text)] == [
+        (1, "hypothesis"),
+        (1, "owner"),
+        (1, "experiment"),
+        (2, "unit"),
+        (4, "arms[0].controll"),
+        (5, "arms[1].key"),
+        (6, "arms[1].weight"),
+        (9, "metrics[0].kind"),
+        (10, "metrics[0].role"),
+        (11, "metrics[0].direction"),
+        (12, "metrics[0].attribution_window"),
+        (13, "metrics[1].key"),
+        (14, "metrics[1].kind"),
+        (17, "metrics[1].attribution_window"),
+        (18, "metrics[1].margin"),
+        (18, "metrics[1].margin"),
+        (19, "metrics[1].critical"),
+        (20, "planned_sample"),
+        (21, "planned_sample"),
+        (22, "alpha"),
+        (23, "maximum_runtime"),
+        (24, "extra"),
+    ]
+
+
+UNREADABLE = {
+    "weight": ("weight: 0.1", "weight: x", {"arms[1].weight"}),
+    "control": ("control: true", "control: x", {"arms[0].control"}),
+    "arm": ("  - key: new\n    weight: 0.1", "  - 7", {"arms[1]"}),
+    "arms": (
+        "  - key: old\n    weight: 0.9\n    control: true\n  - key: new\n    weight: 0.1",
+        "  7",
+        {"arms"},
+    ),
+    "role": ("role: guardrail", "role: x", {"metrics[0].role"}),
+    "kind": ("kind: mean", "kind: x", {"metrics[1].kind"}),
+    "bound": ("bound: 100", "bound: x", {"metrics[1].bound"}),
+    "scale": ("scale: 0.01", "scale: x", {"metrics[1].scale"}),
+    "margin": ("      absolute: 0.005", "      absolute: x", {"metrics[0].margin.absolute"}),
+    "minimum": ("minimum_runtime: 1d", "minimum_runtime: x", {"minimum_runtime"}),
+    "maximum": ("maximum_runtime: 7d", "maximum_runtime: x", {"maximum_runtime"}),
+}
+
+
+@pytest.mark.parametrize("case", UNREADABLE)
+def test_no_rule_is_called_broken_because_a_field_could_not_be_read(case: str) -> None:
+    old, new, paths = UNREADABLE[case]
+    assert {fault.path for fault in faults_of(edited(old, new))} == paths
+
+
+def test_a_rule_that_no_reading_heals_is_told_beside_the_unreadable_field() -> None:
+    text = edited("role: guardrail", "role: x").replace("weight: 0.9", "weight: 0.8")
+    text = text.replace("    bound: 100\n", "").replace("- key: spend", "- key: errors")
+    assert {fault.path for fault in faults_of(text)} == {
+        "metrics[0].role",
+        "arms",
+        "metrics[1].kind",
+        "metrics[1].key",
+    }
+
+
+def test_the_format_of_a_line() -> None:
+    with pytest.raises(SpecFaults) as caught:
+        parse_spec(edited("role: secondary", "role: guardrail").encode(), "dir/f.yaml")
+    assert str(caught.value) == "dir/f.yaml:21:11: metrics[1].role: a guardrail needs a margin"
+    assert isinstance(caught.value, ConfigError)
+    assert caught.value.lines() == [str(caught.value)]
+
+
+def test_a_message_is_one_printable_line_whatever_the_file_holds() -> None:
+    hostile = 'unit: "x"\n"\\e[31m\\n": 1\nexperiment: "\\e[2J\\u202e"\n'
+    for fault in faults_of(hostile):
+        assert (fault.path + fault.message).isprintable()
+    assert all(len(f.message) < 300 for f in faults_of(f"experiment: {'x y' * 10_000}\n"))
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.yaml", tmp_path):
+        with pytest.raises(SpecFaults, match=re.escape(f"{path}:1:1: cannot be read: ")):
+            load_spec(path)
+
+
+def test_a_file_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "spec.yaml"
+    path.write_text(VALID)
+    assert load_spec(str(path)) == load_spec(path)
+
+
+def test_a_constraint_the_walk_does_not_know_is_still_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spec_file, "_in_range", lambda number, kind: number)
+    found = faults_of(edited("planned_sample: 20_000", "planned_sample: 1"))
+    assert [(fault.line, fault.message) for fault in found] == [(1, "Expected `int` >= 100")]
+
+
+@given(st.binary(max_size=200))
+def test_no_bytes_bring_another_exception(raw: bytes) -> None:
+    with pytest.raises(SpecFaults):
+        parse_spec(raw, "f")
+
+
+@given(st.data())
+def test_no_edit_of_a_valid_file_brings_another_exception(data: st.DataObject) -> None:
+    start = data.draw(st.integers(0, len(VALID)))
+    end = data.draw(st.integers(start, min(len(VALID), start + 40)))
+    text = VALID[:start] + data.draw(st.text(max_size=12)) + VALID[end:]
+    try:
+        spec = parse_spec(text.encode("utf-8", "surrogatepass"), "f")
+    except SpecFaults as error:
+        faults = error.faults
+    else:
+        faults = (SpecFault(1, 1, "", "none"),)
+        assert msgspec.json.decode(msgspec.json.encode(spec), type=ExperimentSpec) == spec
+        assert duration_ms(spec.minimum_runtime) >= 0
+    assert faults
+    assert all(fault.line >= 1 and fault.column >= 1 for fault in faults)
