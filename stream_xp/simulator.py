@@ -709,15 +709,12 @@ class Traffic:
     def _exposure_outcomes(self) -> Outcomes:
         shared = self._outcome_counts(_EXPOSURE)
         crossed = int(self._standing.crossed[self._standing.exposures.unit].sum())
-        return Outcomes(
-            **shared, crossover=crossed, counted=2 * shared["read"] - sum(shared.values()) - crossed
-        )
+        return Outcomes(**shared, crossover=crossed, counted=len(self._standing.exposures) - crossed)
 
     def _reward_outcomes(self) -> Outcomes:
         shared = self._outcome_counts(_REWARD)
         counted = int(self._standing.attributed.sum())
-        rest = 2 * shared["read"] - sum(shared.values()) - counted
-        return Outcomes(**shared, counted=counted, unattributed=rest)
+        return Outcomes(**shared, counted=counted, unattributed=len(self._standing.rewards) - counted)
 
     def _dead_letters(self) -> dict[tuple[str, Reason], int]:
         counts: Counter[tuple[str, Reason]] = Counter()

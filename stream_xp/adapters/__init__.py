@@ -1,0 +1,1 @@
+"""The outside world, one thing each; adapters never import one another."""

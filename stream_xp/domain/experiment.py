@@ -360,7 +360,9 @@ def _epoch_faults(record: ExperimentRecord) -> list[str]:
     found = []
     if not record.epochs or [epoch.epoch for epoch in record.epochs] != list(range(len(record.epochs))):
         found.append("epochs must be numbered 0, 1, 2, … without a hole, and there must be one")
-    for epoch in record.epochs:
-        if set(epoch.weights) != arms or abs(math.fsum(epoch.weights.values()) - 1.0) > 1e-9:
-            found.append(f"the weights of epoch {epoch.epoch} must name every arm and sum to 1")
+    found += [
+        f"the weights of epoch {epoch.epoch} must name every arm and sum to 1"
+        for epoch in record.epochs
+        if set(epoch.weights) != arms or abs(math.fsum(epoch.weights.values()) - 1.0) > 1e-9
+    ]
     return found

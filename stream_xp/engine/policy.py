@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from stream_xp.domain.decision import Action, ConfigRecord, Decision, MetricResult, MetricState, RolloutStatus
+from stream_xp.domain.decision import (
+    Action,
+    ConfigRecord,
+    Decision,
+    Evidence,
+    MetricResult,
+    MetricState,
+    RolloutStatus,
+)
 from stream_xp.domain.experiment import ExperimentRecord, ExperimentSpec, Role, duration_ms
 from stream_xp.engine.evaluate import Evaluation
 
@@ -17,6 +25,8 @@ def decide(
     guardrail proven non-inferior in that arm, no primary proven worse in it, valid data, and the minimum runtime.
 
     Args:
+        spec: the plan.
+        evaluation: the evidence at this look.
         runtime_ms: watermark minus first exposure, in the time of the data.
         latched: an earlier stop or ship.
     """
@@ -28,13 +38,17 @@ def decide(
 def _stop(evaluation: Evaluation) -> Decision | None:
     for result in evaluation.metrics:
         if result.state is MetricState.HARMED and result.harm is not None:
-            reason = f"{result.arm} harms {result.metric}: log_e {result.harm.log_e:.2f} >= {result.harm.threshold_log_e:.2f}"
+            reason = f"{result.arm} harms {result.metric}: {_beyond(result.harm)}"
             return Decision(action=Action.STOP, reason=reason, arm=result.arm, metric=result.metric)
     ratio = evaluation.sample_ratio
     if ratio is not None and ratio.mismatch:
         reason = f"sample-ratio mismatch: log_e {ratio.log_e:.2f}, threshold {ratio.threshold_log_e:.2f}"
         return Decision(action=Action.STOP, reason=reason)
     return None
+
+
+def _beyond(evidence: Evidence) -> str:
+    return f"log_e {evidence.log_e:.2f} >= {evidence.threshold_log_e:.2f}"
 
 
 def _ship(spec: ExperimentSpec, evaluation: Evaluation, runtime_ms: int) -> Decision | None:
@@ -45,7 +59,7 @@ def _ship(spec: ExperimentSpec, evaluation: Evaluation, runtime_ms: int) -> Deci
         return None
     best = max(winners, key=lambda r: (_evidence_for(r), r.arm))
     assert best.effect is not None  # noqa: S101 (a metric that is better has an effect)
-    reason = f"{best.arm} is better in {best.metric}: log_e {best.effect.log_e:.2f} >= {best.effect.threshold_log_e:.2f}"
+    reason = f"{best.arm} is better in {best.metric}: {_beyond(best.effect)}"
     return Decision(action=Action.SHIP, reason=reason, arm=best.arm, metric=best.metric)
 
 

@@ -111,9 +111,9 @@ def _checked(snapshot: bytes) -> bytes:
 def _trimmed(state: PartitionState, name: str) -> npt.NDArray[Any]:
     array: npt.NDArray[Any] = state.arrays[name]
     if name in _SIZED_BY:
-        return array[: int(state.arrays["scalars"][_SIZED_BY[name]])]
+        array = array[: int(state.arrays["scalars"][_SIZED_BY[name]])]
     if name in _IDS:
-        return array[array["ms"] != NEVER]
+        array = array[array["ms"] != NEVER]
     return array
 
 

@@ -243,7 +243,8 @@ class PartitionState:
         self.behind[topic] += behind.tolist()
         if len(self.behind[topic]) > BEHIND_LIMIT:
             raise StateError(
-                f"{topic} {self.partition}: over {BEHIND_LIMIT} records are behind the watermark; do the clocks of broker and worker agree?"
+                f"{topic} {self.partition}: over {BEHIND_LIMIT} records are behind the watermark; "
+                "do the clocks of broker and worker agree?"
             )
         self._check_fault()
         log_ms = min(self._scalar(kernels.LOG_EXPOSURES), self._scalar(kernels.LOG_REWARDS))

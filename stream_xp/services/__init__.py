@@ -1,0 +1,1 @@
+"""The programs: the only place where adapters meet."""

@@ -91,8 +91,9 @@ def quick(bootstrap: str, prefix: str, **changed: Any) -> Settings:
 
 def prepare(settings: Settings, spec: ExperimentSpec = SPEC) -> None:
     """Make the topics, apply the spec, and let it come into force."""
-    with connect(settings) as client:
-        ensure_topics(client, declared_topics(settings))
+    if settings.broker == "apache":
+        with connect(settings) as client:
+            ensure_topics(client, declared_topics(settings))
     publish(settings, plan_application(settings, spec, now_ms=now_ms()))
     time.sleep(settings.activation_delay_ms / 1000)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -42,7 +42,7 @@ def experiment_records() -> list[ExperimentRecord]:
 
 def _record(at: int) -> ExperimentRecord:
     play, spend, minutes = (f"{name}-{at}" for name in METRICS)
-    common = {"direction": Direction.INCREASE, "attribution_window": "10s"}
+    common: dict[str, Any] = {"direction": Direction.INCREASE, "attribution_window": "10s"}
     metrics = (
         Metric(key=play, kind=MetricKind.CONVERSION, role=Role.PRIMARY, **common),
         Metric(key=spend, kind=MetricKind.MEAN, role=Role.SECONDARY, scale=0.01, bound=1e5, **common),

@@ -118,7 +118,7 @@ def _run_child(name: str, settings: Settings, goal: int) -> Reading:
     environment = {k: v for k, v in os.environ.items() if not k.startswith(ENVIRONMENT_PREFIX)}
     environment |= {ENVIRONMENT_PREFIX + key: value for key, value in told.items()}
     command = [sys.executable, "-m", "stream_xp.services.bench.children", name, str(goal)]
-    done = subprocess.run(
+    done = subprocess.run(  # noqa: S603 (our own interpreter and module)
         command, env=environment, capture_output=True, timeout=_CHILD_DEADLINE_S, check=False
     )
     if done.returncode != 0 or not done.stdout:

@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Generic, NamedTuple, TypeAlias, TypeVar
 
 from stream_xp.domain.codec import Headers, Limits, RawRecord, decode_exposure, decode_reward
 from stream_xp.domain.events import Exposure, Reward, epoch_ms
-from stream_xp.domain.experiment import Aggregation, ExperimentRecord, ExperimentSpec, Metric, Status, record_rules
+from stream_xp.domain.experiment import (
+    Aggregation,
+    ExperimentRecord,
+    ExperimentSpec,
+    Metric,
+    Status,
+    record_rules,
+)
 from stream_xp.domain.statistics import ALL, ExperimentStatistics, Outcomes, build
 from stream_xp.errors import Reason, RecordRejected
 
@@ -122,11 +129,11 @@ def recompute(
         frozenset(behind_watermark.get(REWARDS, ())),
     )
     populations = _populations(seen, timeline)
-    hits = _attribute(heard, populations, timeline)
+    hits = _attribute(heard, populations, timeline, rules)
     return Recomputed(
         partition=partition,
         statistics={
-            version: _statistics(spec, populations.get(version, {}), hits.get(version, {}))
+            version: _statistics(spec, populations.get(version, {}), hits.get(version, {}), rules)
             for version, spec in timeline.designs.items()
         },
         exposure_outcomes=_outcomes(seen.fates),
@@ -445,7 +452,7 @@ def quantised(metric: Metric, value: float) -> int | None:
 
 
 def _statistics(
-    design: ExperimentSpec, population: Mapping[str, _Unit], hits: _Hits: _Lateness
+    design: ExperimentSpec, population: Mapping[str, _Unit], hits: _Hits, rules: _Lateness
 ) -> ExperimentStatistics:
     units: dict[tuple[str, int, str], int] = defaultdict(int)
     for unit in population.values():
@@ -454,7 +461,7 @@ def _statistics(
                 units[unit.arm, unit.epoch, segment] += 1
     return build(
         units=units,
-        moments=_moments(design, population, hits),
+        moments=_moments(design, population, hits, rules),
         crossover_units=sum(unit.crossover for unit in population.values()),
         first_exposure_ms=min((unit.t0_ms for unit in population.values()), default=None),
         out_of_range=_out_of_range(hits),
@@ -462,7 +469,7 @@ def _statistics(
 
 
 def _moments(
-    design: ExperimentSpec, population: Mapping[str, _Unit], hits: _Hits: _Lateness
+    design: ExperimentSpec, population: Mapping[str, _Unit], hits: _Hits, rules: _Lateness
 ) -> dict[tuple[str, str, int, str], tuple[int, int, int]]:
     """Count, sum and sum of squares of the values of mature units."""
     moments: dict[tuple[str, str, int, str], tuple[int, int, int]] = {}
