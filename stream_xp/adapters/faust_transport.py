@@ -1,7 +1,7 @@
 """Faust as transport and agent host: whole fetched blocks in, commits of durable offsets only.
 
 Per record, Faust costs 140 to 200 µs. Here a fetched partition batch travels as one message, a
-`stream_xp.engine.columns.Block`: the hook sits where aiokafka turns record batches into ConsumerRecord objects.
+`stream_xp.engine.columns.Block`: the hook sits where aiokafka makes ConsumerRecord objects of record batches.
 Of Faust's own bookkeeping nothing decides what is committed: its gap arithmetic and its acknowledgements can
 commit past records that were never processed, so commits are the offsets that `Progress.durable` holds, which
 the engine sets once a snapshot that covers them is on the state topic.
@@ -107,7 +107,8 @@ class BlockConsumerThread(driver.AIOKafkaConsumerThread):
             auto_offset_reset="earliest",
             max_poll_records=None,
             max_partition_fetch_bytes=_FETCH_BYTES,
-            fetch_max_wait_ms=500,
+            # The embedded broker holds an empty fetch for all of this time, whatever arrives meanwhile.
+            fetch_max_wait_ms=100,
             session_timeout_ms=settings.session_timeout_ms,
             rebalance_timeout_ms=settings.session_timeout_ms,
             heartbeat_interval_ms=settings.session_timeout_ms // 4,
@@ -154,7 +155,7 @@ class BlockConsumer(driver.Consumer):
         )
 
     async def _add_gap(self, tp: TP, offset_from: int, offset_to: int) -> None:
-        """Do nothing: a block's offset is its last record's, and commits do not come from acknowledgements."""
+        """Do nothing: a block has the offset of its last record, and acknowledgements commit nothing."""
 
     def _filter_tps_with_pending_acks(self, topics: Any = None) -> Iterator[TP]:
         return (tp for tp in list(self.durable) if topics is None or tp in topics or tp.topic in topics)
@@ -182,10 +183,15 @@ class BlockTransport(driver.Transport):
         super().__init__(*args, **kwargs)
 
 
+class _App(faust.App):
+    def _create_directories(self) -> None:
+        """Do nothing: no state is on disk, and a worker's file system may be read-only."""
+
+
 def create_app(settings: Settings, *, loop: Any = None) -> faust.App:
     """A Faust app that hosts agents and nothing else: no tables, no web server, no topic creation."""
     install_block_hook()
-    app = faust.App(
+    app = _App(
         settings.group_id,
         **settings.faust_options(),
         loop=loop,

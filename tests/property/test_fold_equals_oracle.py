@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import random
 
 import hypothesis.strategies as st
 import msgspec
+import pytest
 from hypothesis import HealthCheck, given, settings
 
 from stream_xp.domain.codec import Limits
 from stream_xp.domain.experiment import ExperimentRecord, ExperimentSpec, Status, WeightEpoch
+from stream_xp.domain.statistics import Outcomes
 from stream_xp.engine.columns import Block, exposure_columns, reward_columns
 from stream_xp.engine.registry import Entry, Registry
 from stream_xp.engine.snapshot import decode_snapshot, encode_snapshot
@@ -252,8 +255,83 @@ def assert_equal(state, found):
     assert state.outcomes(REWARDS).conserved()
 
 
+def dense_traffic(seed):
+    """Traffic in which everything happens often: much more of it than hypothesis draws by itself."""
+    rng = random.Random(seed)
+    span_ms = rng.choice([60, 160, 400])
+    ids = rng.choice([20, 400])
+
+    def event(units):
+        return {
+            "id": str(rng.randrange(ids)),
+            "time": START_MS + rng.randrange(span_ms),
+            "unit": f"u{rng.randrange(units)}",
+        }
+
+    def exposure():
+        made = event(12)
+        made["experiment"] = rng.choice(["one"] * 6 + ["plain"] * 3 + ["nobody"])
+        made["arm"] = rng.choice(["a"] * 8 + ["b", "b", "c", "zz"])
+        if rng.random() < 0.3:
+            made["weight_epoch"] = rng.randrange(3)
+        if rng.random() < 0.6:
+            made["segments"] = {
+                rng.choice(["device", "plan", "age"]): rng.choice(["ios", "web", "free", "x"])
+            }
+        return made
+
+    def reward():
+        made = event(14)
+        made["metric"] = rng.choice(["click", "order", "order", "order", "nothing"])
+        made["value"] = rng.choice(
+            [0.0, 1, 0.015, -3.25, 5.0, 10.0, 51, 100.004, 100.01, 1e300, rng.uniform(-99, 99)]
+        )
+        if rng.random() < 0.1:
+            made["experiment"] = rng.choice(["one", "plain", "nobody"])
+        return made
+
+    def log(make, size):
+        laid = []
+        for _ in range(rng.randrange(size)):
+            made = make()
+            delay = rng.randrange(9) if rng.random() < 0.8 else rng.randrange(-110, LATENESS_MS + 5)
+            value = json.dumps(made).encode() if rng.random() < 0.95 else rng.choice(BAD)
+            laid.append((made["time"] + delay, made["unit"].encode(), value))
+        grain = rng.choice([1, 16])
+        return sorted(laid, key=lambda record: record[0] // grain)
+
+    schedule = [
+        (rng.random() < 0.5, rng.randrange(1, 20), rng.random() < 0.1) for _ in range(rng.randrange(30))
+    ]
+    clock_ms = rng.choice([None, None, START_MS + rng.randrange(400)])
+    return log(exposure, 120), log(reward, 200), rng.choice(HISTORIES[:4]), schedule, clock_ms
+
+
+@pytest.mark.parametrize("batch", range(8))
+def test_dense_traffic_equals_oracle(batch):
+    for seed in range(batch * 50, batch * 50 + 50):
+        exposure_log, reward_log, history, schedule, clock_ms = dense_traffic(seed)
+        state, letters = fold_all(exposure_log, reward_log, history, schedule, clock_ms=clock_ms)
+        found = oracle_of(exposure_log, reward_log, history, state)
+        assert_equal(state, found)
+        assert {(letter.topic, letter.offset): letter.reason for letter in letters} == found.dead_letters
+
+
+def test_dense_traffic_has_every_outcome():
+    totals = dict.fromkeys(Outcomes.__struct_fields__, 0)
+    mature = 0
+    for seed in range(100):
+        state, _ = fold_all(*dense_traffic(seed)[:4])
+        for topic in (EXPOSURES, REWARDS):
+            for field in totals:
+                totals[field] += getattr(state.outcomes(topic), field)
+        mature += sum(row.n for slot in state.registry.slots for row in state.statistics(slot).moments)
+    assert min(totals.values()) > 50, totals
+    assert mature > 1000
+
+
 @settings(
-    deadline=None, max_examples=400, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+    deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
 )
 @given(traffic())
 def test_fold_equals_oracle(given_traffic):
@@ -265,7 +343,7 @@ def test_fold_equals_oracle(given_traffic):
 
 
 @settings(
-    deadline=None, max_examples=200, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+    deadline=None, max_examples=80, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
 )
 @given(traffic())
 def test_interleaving_batching_and_snapshots_change_nothing(given_traffic):
