@@ -165,6 +165,18 @@ class BlockConsumer(driver.Consumer):
         self._acked_index[tp].clear()
         return self.durable.get(tp)
 
+    async def seek_to_committed(self) -> Any:
+        """Seek all partitions to their committed offset, those that have none to their beginning.
+
+        aiokafka leaves the latter where they are. Faust throws away what was fetched while a rebalance was
+        under way and relies on this seek to have it fetched again.
+        """
+        offsets = await super().seek_to_committed()
+        uncommitted = [tp for tp, offset in offsets.items() if not offset]
+        if uncommitted:
+            await self._thread.seek_to_beginning(*uncommitted)
+        return offsets
+
     async def on_partitions_revoked(self, revoked: set[TP]) -> None:
         """Commit what became durable while the partitions were handed over, then forget it."""
         await super().on_partitions_revoked(revoked)

@@ -149,8 +149,10 @@ class Metric(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         """Largest |quantised value| of one reward."""
         if self.folds_by is Aggregation.ANY:
             return MAX_STEPS
-        # A hair above the quotient, so that a bound of whole steps keeps its last one: 0.3 / 0.1 is 2.9999….
-        return math.floor((self.bound or 1.0) / self.step * (1 + 1e-9))
+        bound = self.bound or 1.0
+        steps = math.floor(bound / self.step)
+        # A bound of whole steps keeps its last one although 0.3 / 0.1 is 2.9999… in binary.
+        return steps + ((steps + 1) * self.step <= bound * (1 + 1e-15))
 
 
 class ExperimentSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -290,8 +290,6 @@ def _untestable(metrics: Sequence[MetricResult]) -> list[str]:
     notes = {
         f"{result.metric} {result.note}": None
         for result in metrics
-        if result.role != Role.SECONDARY
-        and result.note is not None
-        and result.note.startswith(_UNTESTABLE)
+        if result.role != Role.SECONDARY and result.note is not None and result.note.startswith(_UNTESTABLE)
     }
     return list(notes)

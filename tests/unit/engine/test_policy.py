@@ -235,6 +235,7 @@ def test_a_hold_says_why(results, reason):
     decision = decided(*results)
     assert decision == Decision(action=Action.HOLD, reason=reason)
     over = decided(*results, of=spec(maximum_runtime="2h"))
+    assert over == decided(*results, of=spec(maximum_runtime="2h"), runtime_ms=2 * HOUR_MS)
     assert over.reason == reason.replace("inconclusive", "inconclusive at the maximum runtime", 1)
     assert decided(*results, of=spec(maximum_runtime="2h"), runtime_ms=2 * HOUR_MS - 1).reason == reason
 

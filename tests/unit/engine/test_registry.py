@@ -1,0 +1,197 @@
+"""Which spec is in force when, and which records are refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from stream_xp.domain.events import Exposure, Reward
+from stream_xp.domain.experiment import ExperimentRecord, ExperimentSpec, Status, WeightEpoch
+from stream_xp.engine.registry import INACTIVE, NO_EVENT, UNKNOWN, Entry, Registry
+from stream_xp.errors import Reason, RecordRejected
+
+
+def spec(version: int = 1, experiment: str = "exp", window: str = "1s", **fields: Any) -> ExperimentSpec:
+    return msgspec.convert(
+        {
+            "experiment": experiment,
+            "version": version,
+            "owner": "o",
+            "hypothesis": "h",
+            "unit": "u",
+            "planned_sample": 1000,
+            "arms": [{"key": "a", "weight": 0.5, "control": True}, {"key": "b", "weight": 0.5}],
+            "metrics": [
+                {
+                    "key": "spend",
+                    "kind": "mean",
+                    "role": "primary",
+                    "direction": "increase",
+                    "attribution_window": window,
+                    "event": "order",
+                    "bound": 10,
+                }
+            ],
+            **fields,
+        },
+        ExperimentSpec,
+    )
+
+
+def entry(
+    offset: int,
+    in_force_ms: int,
+    design: ExperimentSpec | None,
+    *,
+    epochs: int = 1,
+    status: Status = Status.ACTIVE,
+) -> Entry:
+    if design is None:
+        return Entry(offset=offset, experiment="exp", in_force_ms=in_force_ms, record=None)
+    record = ExperimentRecord(
+        spec=design,
+        epochs=tuple(
+            WeightEpoch(epoch=at, weights=design.weights, effective_ms=1_000 * at) for at in range(epochs)
+        ),
+        design_hash=design.design_hash(),
+        status=status,
+    )
+    return Entry(offset=offset, experiment=design.experiment, in_force_ms=in_force_ms, record=record)
+
+
+def version_at(registry: Registry, log_ms: int, experiment: str = "exp") -> int:
+    found = registry.in_force(experiment, log_ms)
+    return found if isinstance(found, int) else found[0].version
+
+
+def exposure(**fields: Any) -> Exposure:
+    return msgspec.convert(
+        {"id": "1", "time": 1_500, "experiment": "exp", "unit": "u", "arm": "a", **fields}, Exposure
+    )
+
+
+def reward(**fields: Any) -> Reward:
+    return msgspec.convert({"id": "1", "time": 1_500, "unit": "u", "metric": "order", **fields}, Reward)
+
+
+def test_a_spec_is_in_force_from_its_time_on_and_not_before() -> None:
+    registry = Registry([entry(0, 100, spec())])
+    assert [version_at(registry, at) for at in (0, 99, 100, 10**15)] == [UNKNOWN, UNKNOWN, 1, 1]
+    assert version_at(registry, 100, "other") == UNKNOWN
+
+
+def test_a_new_version_takes_over_and_the_old_one_keeps_its_past() -> None:
+    registry = Registry([entry(0, 100, spec(1)), entry(1, 200, spec(2, window="2s"))])
+    assert [version_at(registry, at) for at in (150, 199, 200)] == [1, 1, 2]
+    first, second = registry.slots
+    assert [(i.from_ms, i.until_ms) for i in first.intervals] == [(100, 200)]
+    assert second.in_force(199) is None
+    assert second.in_force(200) is not None
+
+
+@pytest.mark.parametrize("over", [entry(1, 200, None), entry(1, 200, spec(), status=Status.ARCHIVED)])
+def test_a_tombstone_and_an_archived_record_end_it(over: Entry) -> None:
+    registry = Registry([entry(0, 100, spec()), over])
+    assert [version_at(registry, at) for at in (199, 200)] == [1, INACTIVE]
+    assert registry.listeners("order", 199, None) != []
+    assert registry.listeners("order", 200, None) == []
+    assert registry.route_reward(reward(experiment="exp"), 200) == INACTIVE - 10
+    # It can come back, with the same slot.
+    registry.add([entry(2, 300, spec())])
+    assert version_at(registry, 300) == 1
+    assert len(registry.slots) == 1
+
+
+def test_what_was_archived_before_it_was_ever_active_is_inactive() -> None:
+    registry = Registry([entry(0, 100, spec(), status=Status.ARCHIVED)])
+    assert version_at(registry, 100) == INACTIVE
+    assert Registry([entry(0, 100, None)]).in_force("exp", 100) == INACTIVE
+
+
+def test_another_design_under_a_known_version_is_refused() -> None:
+    registry = Registry([entry(0, 100, spec())])
+    (refused,) = registry.add([entry(1, 200, spec(window="2s"))])
+    assert refused.entry.offset == 1
+    assert "version 1 is frozen" in refused.rule
+    assert version_at(registry, 300) == 1
+    assert registry.slots[0].spec == spec()
+
+
+def test_a_version_does_not_go_back() -> None:
+    registry = Registry([entry(0, 100, spec(2))])
+    (refused,) = registry.add([entry(1, 200, spec(1, window="2s"))])
+    assert refused.entry.offset == 1
+    assert version_at(registry, 300) == 2
+
+
+def test_what_is_refused_changes_nothing() -> None:
+    registry = Registry([entry(0, 100, spec())])
+    before = (registry.generation, registry.entries)
+    registry.add([entry(1, 200, spec(window="2s"))])
+    assert (registry.generation, registry.entries) == before
+
+
+def test_an_entry_is_taken_in_once() -> None:
+    entries = [entry(0, 100, spec(1)), entry(1, 200, spec(2, window="2s"))]
+    registry = Registry(entries)
+    generation = registry.generation
+    assert registry.add(entries) == []
+    assert registry.generation == generation
+    assert len(registry.slots[0].intervals) == 1
+
+
+def test_the_order_of_arrival_does_not_matter_within_one_call() -> None:
+    entries = [entry(0, 100, spec(1)), entry(1, 200, spec(2, window="2s")), entry(2, 300, None)]
+    one, other = Registry(entries), Registry(reversed(entries))
+    for at in (50, 150, 250, 350):
+        assert version_at(one, at) == version_at(other, at)
+    assert one.entries == other.entries
+
+
+def test_new_weights_are_an_epoch_of_the_same_slot() -> None:
+    registry = Registry([entry(0, 100, spec()), entry(1, 200, spec(), epochs=2)])
+    (slot,) = registry.slots
+    assert [len(interval.epochs) for interval in slot.intervals] == [1, 2]
+    assert registry.route_exposure(exposure(time=1_500), 150)[2] == 0
+    assert registry.route_exposure(exposure(time=1_500), 250)[2] == 1
+    assert registry.route_exposure(exposure(time=500), 250)[2] == 0
+    with pytest.raises(RecordRejected) as refused:
+        registry.route_exposure(exposure(weight_epoch=1), 150)
+    assert refused.value.reason is Reason.UNKNOWN_WEIGHT_EPOCH
+
+
+def test_an_arm_must_be_one_of_the_spec_in_force() -> None:
+    registry = Registry([entry(0, 100, spec())])
+    assert registry.route_exposure(exposure(arm="b"), 100)[:2] == (0, 1)
+    assert registry.route_exposure(exposure(arm="nobody"), 99)[0] == UNKNOWN
+    with pytest.raises(RecordRejected) as refused:
+        registry.route_exposure(exposure(arm="nobody"), 100)
+    assert refused.value.reason is Reason.UNKNOWN_ARM
+
+
+def test_a_reward_is_refused_only_if_every_listener_refuses_it() -> None:
+    wide = spec(experiment="wide")
+    wide = msgspec.structs.replace(wide, metrics=(msgspec.structs.replace(wide.metrics[0], bound=100),))
+    registry = Registry([entry(0, 100, spec()), entry(1, 200, wide)])
+    assert registry.route_reward(reward(value=50.0), 200) == registry.events["order"]
+    for log_ms, fields in ((150, {}), (200, {"experiment": "exp"}), (200, {"value": 101.0})):
+        with pytest.raises(RecordRejected) as refused:
+            registry.route_reward(reward(**{"value": 50.0, **fields}), log_ms)
+        assert refused.value.reason is Reason.VALUE_OUT_OF_RANGE
+    assert registry.route_reward(reward(value=50.0), 50) == NO_EVENT
+    assert registry.route_reward(reward(experiment="nobody"), 200) == UNKNOWN - 10
+
+
+def test_segments_that_are_not_registered_are_other() -> None:
+    registry = Registry([entry(0, 100, spec(segments={"device": ["ios", "web"], "plan": ["free"]}))])
+    (slot,) = registry.slots
+    assert slot.segments.labels == ["", "device=ios", "device=web", "device=other", "plan=free", "plan=other"]
+    codes = {
+        slot.segments.code({"device": device, "plan": plan})
+        for device in ("ios", "web", "x")
+        for plan in ("free", "")
+    }
+    assert codes == set(range(6))
+    assert slot.segments.code({}) == slot.segments.code({"device": "tv", "plan": "paid", "age": "9"})

@@ -1,0 +1,311 @@
+"""The decide stage: one decision for each version, whatever was said, lost or handed over before."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import msgspec
+import pytest
+
+from stream_xp.adapters.clock import ManualClock
+from stream_xp.adapters.kafka_log import LogRecord
+from stream_xp.domain.decision import Action, ConfigRecord, Result, RolloutStatus, Signal
+from stream_xp.domain.experiment import ExperimentRecord, ExperimentSpec, WeightEpoch
+from stream_xp.domain.statistics import Outcomes, PartitionStatistics, Progress, build
+from stream_xp.engine.columns import Block
+from stream_xp.engine.registry import Entry, Registry
+from stream_xp.services import decide as module
+from stream_xp.services.decide import Decide, first_signals
+from stream_xp.settings import Settings
+
+T = 1_000_000
+
+
+def spec(version: int = 1) -> ExperimentSpec:
+    return msgspec.convert(
+        {
+            "experiment": "exp",
+            "version": version,
+            "owner": "o",
+            "hypothesis": "h",
+            "unit": "u",
+            "planned_sample": 1000,
+            "arms": [{"key": "a", "weight": 0.5, "control": True}, {"key": "b", "weight": 0.5}],
+            "metrics": [
+                {
+                    "key": "click",
+                    "kind": "conversion",
+                    "role": "primary",
+                    "direction": "increase",
+                    "attribution_window": f"{version}s",
+                }
+            ],
+        },
+        ExperimentSpec,
+    )
+
+
+def entry(version: int = 1) -> Entry:
+    design = spec(version)
+    record = ExperimentRecord(
+        spec=design,
+        epochs=(WeightEpoch(epoch=0, weights=design.weights, effective_ms=0),),
+        design_hash=design.design_hash(),
+    )
+    return Entry(offset=version, experiment="exp", in_force_ms=version, record=record)
+
+
+class Log:
+    """Topics as lists; a write can be made to wait."""
+
+    def __init__(self) -> None:
+        self.topics: dict[str, list[bytes]] = {}
+        self.flows = asyncio.Event()
+        self.flows.set()
+
+    async def send_and_wait(self, topic: str, *, key: bytes, value: bytes | None) -> None:
+        await self.flows.wait()
+        self.topics.setdefault(topic, []).append(value or b"")
+
+    async def read_all(self, settings: Settings, topic: str, partitions: Any) -> list[LogRecord]:
+        return [LogRecord(0, at, T, b"exp", value) for at, value in enumerate(self.topics.get(topic, []))]
+
+    def signals(self) -> list[Signal]:
+        return [msgspec.json.decode(value, type=Signal) for value in self.topics.get("xp.signals", [])]
+
+    def configs(self) -> list[ConfigRecord]:
+        return [msgspec.json.decode(value, type=ConfigRecord) for value in self.topics.get("xp.config", [])]
+
+    def results(self) -> list[Result]:
+        return [msgspec.json.decode(value, type=Result) for value in self.topics.get("xp.results", [])]
+
+
+class Specs:
+    def __init__(self, *versions: int) -> None:
+        self.registry = Registry(map(entry, versions))
+
+
+@pytest.fixture
+def log(monkeypatch: pytest.MonkeyPatch) -> Log:
+    log = Log()
+    monkeypatch.setattr(module, "read_all", log.read_all)
+    return log
+
+
+def stage(log: Log, specs: Specs) -> Decide:
+    return Decide(
+        Settings(),
+        experiments=specs,  # type: ignore[arg-type]
+        writer=log,  # type: ignore[arg-type]
+        clock=ManualClock(T),
+        partitions={"signals": 1, "config": 1, "results": 1, "stats": 1},
+    )
+
+
+def statistics(applied: int, *, a: int, b: int, version: int = 1, partition: int = 0) -> bytes:
+    progress = Progress(first_offset=0, applied_offset=applied)
+    counted = Outcomes(read=applied + 1, counted=applied + 1)
+    found = build(
+        units={("a", 0, ""): a, ("b", 0, ""): b},
+        moments={},
+        crossover_units=0,
+        first_exposure_ms=T,
+        out_of_range={},
+    )
+    record = PartitionStatistics(
+        experiment="exp",
+        version=version,
+        design_hash=spec(version).design_hash(),
+        partition=partition,
+        exposures=progress,
+        rewards=progress,
+        watermark_ms=T + applied,
+        allowed_lateness_ms=1,
+        statistics=found,
+        exposure_outcomes=counted,
+        reward_outcomes=counted,
+    )
+    return msgspec.json.encode(record)
+
+
+def block(*values: bytes) -> Block:
+    n = len(values)
+    return Block("xp.stats", 0, 0, n, list(range(n)), [T] * n, [b"exp"] * n, list(values), [()] * n)
+
+
+MISMATCH = {"a": 400, "b": 0}
+EVEN = {"a": 200, "b": 200}
+
+
+async def look(decide: Decide, *values: bytes) -> None:
+    await decide.on_block(block(*values))
+    await decide.evaluate()
+
+
+def test_a_decision_is_signalled_once_and_latches(log: Log) -> None:
+    async def scenario() -> None:
+        decide = stage(log, Specs(1))
+        await look(decide, statistics(400, **MISMATCH))
+        await look(decide, statistics(900, a=450, b=450))
+        (signal,) = log.signals()
+        assert signal.data.decision.action is Action.STOP
+        assert [result.decision for result in log.results()] == [signal.data.decision] * 2
+        assert [result.look for result in log.results()] == [1, 2]
+        (config,) = log.configs()
+        assert (config.status, config.signal_id) == (RolloutStatus.STOPPED, signal.id)
+
+    asyncio.run(scenario())
+
+
+def test_without_a_decision_there_is_a_result_and_nothing_else(log: Log) -> None:
+    async def scenario() -> None:
+        decide = stage(log, Specs(1))
+        await look(decide, statistics(400, **EVEN))
+        await decide.evaluate()
+        assert [result.decision.action for result in log.results()] == [Action.HOLD]
+        assert (log.signals(), log.configs()) == ([], [])
+
+    asyncio.run(scenario())
+
+
+def test_what_was_signalled_before_is_not_signalled_again(log: Log) -> None:
+    async def scenario() -> None:
+        await look(stage(log, Specs(1)), statistics(400, **MISMATCH))
+        before = dict(log.topics)
+        again = stage(log, Specs(1))
+        await look(again, statistics(500, a=500, b=0))
+        assert log.topics["xp.signals"] == before["xp.signals"]
+        assert len(log.configs()) == 1
+        assert [result.look for result in log.results()] == [1, 2]
+
+    asyncio.run(scenario())
+
+
+def test_a_config_that_was_not_written_any_more_follows_its_signal(log: Log) -> None:
+    async def scenario() -> None:
+        await look(stage(log, Specs(1)), statistics(400, **MISMATCH))
+        del log.topics["xp.config"]
+        # Even though the evidence has gone since.
+        await look(stage(log, Specs(1)), statistics(5_000, a=2_500, b=2_500))
+        (signal,) = log.signals()
+        (config,) = log.configs()
+        assert (config.signal_id, config.weights) == (signal.id, {"a": 1.0, "b": 0.0})
+
+    asyncio.run(scenario())
+
+
+def test_config_versions_grow_also_past_those_of_others(log: Log) -> None:
+    async def scenario() -> None:
+        decide = stage(log, Specs(1))
+        await look(decide, statistics(100, a=50, b=50))
+        applied = ConfigRecord(
+            experiment="exp",
+            version=1,
+            status=RolloutStatus.RUNNING,
+            weights={"a": 0.5, "b": 0.5},
+            weight_epoch=0,
+            effective_ms=0,
+            config_version=7,
+        )
+        log.topics["xp.config"] = [msgspec.json.encode(applied)]
+        await look(decide, statistics(500, a=450, b=50))
+        assert [config.config_version for config in log.configs()] == [7, 8]
+
+    asyncio.run(scenario())
+
+
+def test_a_new_version_is_decided_on_its_own_statistics(log: Log) -> None:
+    async def scenario() -> None:
+        decide = stage(log, Specs(1, 2))
+        await look(decide, statistics(400, **MISMATCH), statistics(400, **EVEN, partition=1))
+        await look(decide, statistics(500, a=60, b=60, version=2))
+        newest = log.results()[-1]
+        assert (newest.version, newest.decision.action) == (2, Action.HOLD)
+        assert sum(arm.units for arm in newest.arms) == 120
+        assert newest.look == 1
+        # What is late of the old version changes nothing any more.
+        await look(decide, statistics(600, **MISMATCH))
+        assert len(log.results()) == 2
+        await look(decide, statistics(900, **MISMATCH, version=2))
+        assert [signal.data.result.version for signal in log.signals()] == [1, 2]
+        assert log.configs()[-1].version == 2
+
+    asyncio.run(scenario())
+
+
+def test_an_older_record_of_a_partition_changes_nothing(log: Log) -> None:
+    async def scenario() -> None:
+        decide = stage(log, Specs(1))
+        await look(decide, statistics(400, **EVEN))
+        await look(decide, statistics(300, **MISMATCH), statistics(400, **MISMATCH))
+        assert len(log.results()) == 1
+
+    asyncio.run(scenario())
+
+
+def test_all_partitions_are_read_before_the_first_look(log: Log) -> None:
+    async def scenario() -> None:
+        log.topics["xp.stats"] = [statistics(400, a=0, b=400, partition=1)]
+        await look(stage(log, Specs(1)), statistics(400, a=400, b=0))
+        (result,) = log.results()
+        assert [arm.units for arm in result.arms] == [400, 400]
+        assert result.decision.action is Action.HOLD
+
+    asyncio.run(scenario())
+
+
+def test_statistics_that_are_here_before_their_spec_are_looked_at_when_it_comes(log: Log) -> None:
+    async def scenario() -> None:
+        specs = Specs()
+        decide = stage(log, specs)
+        await look(decide, statistics(400, **MISMATCH))
+        assert log.results() == []
+        specs.registry.add([entry(1)])
+        await decide.evaluate()
+        assert len(log.signals()) == 1
+
+    asyncio.run(scenario())
+
+
+def test_handing_over_waits_for_a_decision_that_is_being_written(log: Log) -> None:
+    async def scenario() -> None:
+        decide = stage(log, Specs(1))
+        await decide.on_block(block(statistics(400, **MISMATCH)))
+        log.flows.clear()
+        evaluating = asyncio.create_task(decide.evaluate())
+        await asyncio.sleep(0.01)
+        dropping = asyncio.create_task(decide.drop())
+        await asyncio.sleep(0.01)
+        assert not dropping.done()
+        log.flows.set()
+        await asyncio.gather(evaluating, dropping)
+        assert decide.experiments == []
+        await look(stage(log, Specs(1)), statistics(500, a=500, b=0))
+        assert len(log.signals()) == 1
+
+    asyncio.run(scenario())
+
+
+def test_after_a_rebalance_everything_is_read_again(log: Log) -> None:
+    async def scenario() -> None:
+        decide = stage(log, Specs(1))
+        await look(decide, statistics(400, **EVEN))
+        await decide.drop()
+        # Another owner decided in between.
+        await look(stage(log, Specs(1)), statistics(600, a=600, b=0))
+        await look(decide, statistics(700, a=700, b=0))
+        assert len(log.signals()) == 1
+        assert log.results()[-1].decision == log.signals()[0].data.decision
+
+    asyncio.run(scenario())
+
+
+def test_of_two_signals_the_first_counts(log: Log) -> None:
+    async def scenario() -> None:
+        await look(stage(log, Specs(1)), statistics(400, **MISMATCH))
+
+    asyncio.run(scenario())
+    (first,) = log.signals()
+    second = msgspec.structs.replace(first, id="second")
+    assert first_signals([first, second]) == {("exp", 1): first}

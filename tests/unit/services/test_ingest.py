@@ -1,0 +1,481 @@
+"""The ingest stage between a source and a log that can be made to fail at any point."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable
+from typing import Any
+
+import msgspec
+import pytest
+
+from stream_xp.adapters.clock import ManualClock
+from stream_xp.adapters.kafka_log import LogRecord
+from stream_xp.domain.experiment import ExperimentRecord, ExperimentSpec, WeightEpoch
+from stream_xp.domain.statistics import PartitionStatistics
+from stream_xp.engine.columns import Block
+from stream_xp.engine.registry import Entry, Registry
+from stream_xp.engine.snapshot_log import Manifest
+from stream_xp.errors import ConfigError, DependencyError, StateError
+from stream_xp.services import ingest as module
+from stream_xp.services.ingest import Ingest
+from stream_xp.settings import Settings
+
+LATENESS_MS = 1_000
+T = 1_000_000
+SPEC = msgspec.convert(
+    {
+        "experiment": "exp",
+        "owner": "o",
+        "hypothesis": "h",
+        "unit": "u",
+        "planned_sample": 1000,
+        "arms": [{"key": "a", "weight": 0.5, "control": True}, {"key": "b", "weight": 0.5}],
+        "metrics": [
+            {
+                "key": "click",
+                "kind": "conversion",
+                "role": "primary",
+                "direction": "increase",
+                "attribution_window": "1s",
+            }
+        ],
+    },
+    ExperimentSpec,
+)
+
+
+class Log:
+    """A broker's topics as lists; `failing` names topics whose writes are never acknowledged."""
+
+    def __init__(self) -> None:
+        self.topics: dict[str, list[LogRecord]] = {}
+        self.starts = {"xp.exposures": 0, "xp.rewards": 0}
+        self.failing: set[str] = set()
+        self.order: list[str] = []
+
+    async def send(
+        self, topic: str, *, key: bytes, value: bytes | None, partition: int | None = None
+    ) -> Awaitable[Any]:
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if topic in self.failing:
+            future.set_exception(DependencyError(f"{topic} is not written"))
+            future.exception()  # seen, so that only those who await it hear of it
+            return future
+        held = self.topics.setdefault(topic, [])
+        held.append(LogRecord(partition or 0, len(held), T, key, value))
+        self.order.append(topic)
+        future.set_result(None)
+        return future
+
+    async def send_and_wait(
+        self, topic: str, *, key: bytes, value: bytes | None, partition: int | None = None
+    ) -> None:
+        await self.durable([await self.send(topic, key=key, value=value, partition=partition)], topic)
+
+    async def durable(self, sent: list[Awaitable[Any]], topic: str) -> None:
+        await asyncio.gather(*sent)
+
+    async def read_all(self, settings: Settings, topic: str, partitions: list[int]) -> list[LogRecord]:
+        await asyncio.sleep(0)
+        return [record for record in self.topics.get(topic, []) if record.partition in partitions]
+
+    async def log_starts(self, settings: Settings, topics: list[str], partition: int) -> dict[str, int]:
+        return {topic: self.starts[topic] for topic in topics}
+
+    def statistics(self) -> list[PartitionStatistics]:
+        records = self.topics.get("xp.stats", [])
+        return [msgspec.json.decode(record.value or b"", type=PartitionStatistics) for record in records]
+
+
+class Consumer:
+    """The consumer's side: what was asked of it."""
+
+    def __init__(self) -> None:
+        self.seeks: list[tuple[str, int, int]] = []
+        self.commits: dict[tuple[str, int], int] = {}
+        self.ends: dict[str, tuple[int, int]] = {}
+
+    async def seek(self, topic: str, partition: int, offset: int) -> None:
+        self.seeks.append((topic, partition, offset))
+
+    def end(self, topic: str, partition: int) -> tuple[int, int] | None:
+        return self.ends.get(topic)
+
+    def durable(self, topic: str, partition: int, offset: int) -> None:
+        self.commits[topic, partition] = offset
+
+
+class Specs:
+    """One experiment, in force from the beginning; `covered` can be made to wait."""
+
+    def __init__(self) -> None:
+        record = ExperimentRecord(
+            spec=SPEC,
+            epochs=(WeightEpoch(epoch=0, weights=SPEC.weights, effective_ms=0),),
+            design_hash=SPEC.design_hash(),
+        )
+        self.registry = Registry([Entry(offset=0, experiment="exp", in_force_ms=0, record=record)])
+        self.covered = asyncio.Event()
+        self.covered.set()
+
+    async def cover(self, log_ms: int) -> None:
+        await self.covered.wait()
+
+
+class Parts:
+    """An ingest stage and everything around it."""
+
+    def __init__(self, log: Log, **changed: Any) -> None:
+        self.log, self.source, self.specs, self.clock = log, Consumer(), Specs(), ManualClock(T)
+        self.ingest = Ingest(
+            Settings(
+                **{
+                    "allowed_lateness_ms": LATENESS_MS,
+                    "flush_interval_ms": 1,
+                    "snapshot_interval_ms": 1,
+                    **changed,
+                }
+            ),
+            experiments=self.specs,  # type: ignore[arg-type]
+            source=self.source,
+            writer=log,  # type: ignore[arg-type]
+            clock=self.clock,
+            stats_partitions=1,
+        )
+
+    def state(self, partition: int = 0) -> Any:
+        return self.ingest._tasks[partition].state
+
+
+@pytest.fixture
+def log(monkeypatch: pytest.MonkeyPatch) -> Log:
+    log = Log()
+    monkeypatch.setattr(module, "read_all", log.read_all)
+    monkeypatch.setattr(module, "log_starts", log.log_starts)
+    return log
+
+
+def exposures(
+    first: int, count: int, *, bad: frozenset[int] = frozenset(), topic: str = "xp.exposures"
+) -> Block:
+    """A block of exposures of units that are named by their offsets."""
+    offsets = list(range(first, first + count))
+    bodies = [
+        {"id": str(at), "time": T + at, "experiment": "exp", "unit": f"u{at}", "arm": "ab"[at % 2]}
+        for at in offsets
+    ]
+    values = [
+        b"{" if at in bad else json.dumps(body).encode() for at, body in zip(offsets, bodies, strict=True)
+    ]
+    keys = [f"u{at}".encode() for at in offsets]
+    stamps = [T + at for at in offsets]
+    return Block(topic, 0, first, first + count, offsets, stamps, keys, values, [()] * count)
+
+
+def units(parts: Parts) -> int:
+    (slot,) = parts.specs.registry.slots
+    return sum(row.units for row in parts.state().statistics(slot).units)
+
+
+def test_a_block_is_applied_skipped_or_cut_to_what_is_new(log: Log) -> None:
+    async def scenario() -> None:
+        parts = Parts(log)
+        await parts.ingest.on_block(exposures(0, 4))
+        await parts.ingest.on_block(exposures(0, 4))
+        await parts.ingest.on_block(exposures(1, 2))
+        assert units(parts) == 4
+        await parts.ingest.on_block(exposures(2, 5))
+        assert units(parts) == 7
+        assert parts.state().outcomes("exposures").read == 7
+        assert parts.state().outcomes("exposures").duplicate == 0
+        assert parts.source.seeks == []
+
+    asyncio.run(scenario())
+
+
+def test_after_a_hole_nothing_is_applied_but_sought(log: Log) -> None:
+    async def scenario() -> None:
+        parts = Parts(log)
+        await parts.ingest.on_block(exposures(0, 2))
+        await parts.ingest.on_block(exposures(5, 2))
+        assert parts.source.seeks == [("xp.exposures", 0, 2)]
+        assert (units(parts), parts.ingest.holes) == (2, 1)
+        await parts.ingest.on_block(exposures(2, 5))
+        assert units(parts) == 7
+        # A later hole at another place is sought again: only one that stays is an error.
+        await parts.ingest.on_block(exposures(9, 1))
+        assert parts.source.seeks[-1] == ("xp.exposures", 0, 7)
+
+    asyncio.run(scenario())
+
+
+def test_a_hole_that_a_seek_does_not_close_is_an_error_of_state(log: Log) -> None:
+    async def scenario() -> None:
+        parts = Parts(log)
+        await parts.ingest.on_block(exposures(5, 2))
+        await parts.ingest.on_block(exposures(5, 2))
+
+    with pytest.raises(StateError, match="asked for offset 0 twice and got 5"):
+        asyncio.run(scenario())
+
+
+def test_a_log_that_was_cut_below_what_is_wanted_is_an_error_of_state(log: Log) -> None:
+    async def scenario() -> None:
+        parts = Parts(log)
+        await parts.ingest.on_block(exposures(0, 2))
+        log.starts["xp.exposures"] = 5
+        await parts.ingest.on_block(exposures(5, 2))
+
+    with pytest.raises(StateError, match="the log starts at 5, but 2 is the next offset"):
+        asyncio.run(scenario())
+
+
+def test_a_log_that_begins_late_is_taken_from_its_beginning(log: Log) -> None:
+    async def scenario() -> None:
+        log.starts["xp.exposures"] = 5
+        parts = Parts(log)
+        await parts.ingest.on_block(exposures(5, 2))
+        assert parts.state().progress["exposures"].first_offset == 5
+
+    asyncio.run(scenario())
+
+
+def test_a_restart_goes_on_at_the_newest_snapshot(log: Log) -> None:
+    async def scenario() -> None:
+        first = Parts(log)
+        await first.ingest.on_block(exposures(0, 6))
+        await first.ingest.flush()
+        await first.ingest.on_block(exposures(6, 2))
+        second = Parts(log)
+        await second.ingest.load([0])
+        assert second.state().progress["exposures"].applied_offset == 5
+        await second.ingest.on_block(exposures(0, 8))
+        assert units(second) == 8
+        assert second.state().outcomes("exposures").read == 8
+        # The snapshot that was loaded is not written over by the next one.
+        await second.ingest.flush()
+        keys = [record.key for record in log.topics["xp.state"] if (record.key or b"").count(b"/") == 1]
+        assert keys == [b"0/0", b"0/1"]
+
+    asyncio.run(scenario())
+
+
+def test_offsets_may_be_committed_only_once_the_snapshot_and_its_dead_letters_are_durable(log: Log) -> None:
+    async def scenario() -> None:
+        parts = Parts(log)
+        await parts.ingest.on_block(exposures(0, 4, bad=frozenset({2})))
+        assert parts.source.commits == {}
+        await parts.ingest.flush()
+        assert parts.source.commits == {("xp.exposures", 0): 4, ("xp.rewards", 0): 0}
+        assert log.order == ["xp.deadletter", "xp.stats", "xp.state", "xp.state"]
+        (letter,) = log.topics["xp.deadletter"]
+        assert letter.key == b"xp.exposures/0/2"
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("topic", ["xp.deadletter", "xp.stats", "xp.state"])
+def test_a_write_that_fails_ends_the_flush_and_nothing_is_acknowledged(log: Log, topic: str) -> None:
+    async def scenario() -> None:
+        parts = Parts(log)
+        log.failing.add(topic)
+        await parts.ingest.on_block(exposures(0, 4, bad=frozenset({2})))
+        with pytest.raises(DependencyError, match=topic):
+            await parts.ingest.flush()
+        assert parts.source.commits == {}
+
+    asyncio.run(scenario())
+
+
+def test_what_a_flush_given_up_half_way_owes_is_written_by_the_next(log: Log) -> None:
+    async def scenario() -> None:
+        parts = Parts(log)
+        await parts.ingest.on_block(exposures(0, 4, bad=frozenset({2})))
+        log.failing.add("xp.stats")
+        with pytest.raises(DependencyError):
+            await parts.ingest.flush()
+        log.failing.clear()
+        await parts.ingest.close()
+        assert [record.exposures.applied_offset for record in log.statistics()] == [3]
+        assert parts.source.commits["xp.exposures", 0] == 4
+
+    asyncio.run(scenario())
+
+
+def test_a_dead_letter_that_failed_is_not_forgotten_by_the_next_snapshot(log: Log) -> None:
+    async def scenario() -> None:
+        parts = Parts(log)
+        log.failing.add("xp.deadletter")
+        await parts.ingest.on_block(exposures(0, 4, bad=frozenset({2})))
+        for _ in range(2):
+            with pytest.raises(DependencyError):
+                await parts.ingest.flush()
+        assert parts.source.commits == {}
+
+    asyncio.run(scenario())
+
+
+def test_a_partition_that_leaves_while_it_is_loaded_is_not_kept(log: Log) -> None:
+    async def scenario() -> None:
+        parts = Parts(log)
+        loading = asyncio.create_task(parts.ingest.on_block(exposures(0, 2)))
+        await asyncio.sleep(0)
+        parts.ingest.drop()
+        await loading
+        assert parts.ingest.partitions == []
+        await parts.ingest.load([0])
+        assert parts.ingest.partitions == [0]
+
+    asyncio.run(scenario())
+
+
+def test_a_partition_that_leaves_while_a_block_waits_is_not_touched(log: Log) -> None:
+    async def scenario() -> None:
+        parts = Parts(log)
+        await parts.ingest.on_block(exposures(0, 1))
+        left = parts.ingest._tasks[0]
+        parts.specs.covered.clear()
+        waiting = asyncio.create_task(parts.ingest.on_block(exposures(1, 2, bad=frozenset({2}))))
+        await asyncio.sleep(0.01)
+        parts.ingest.drop()
+        parts.specs.covered.set()
+        await waiting
+        assert left.state.progress["exposures"].applied_offset == 0
+        assert "xp.deadletter" not in log.topics
+
+    asyncio.run(scenario())
+
+
+def test_a_flush_under_way_writes_nothing_more_of_a_partition_that_left(log: Log) -> None:
+    async def scenario() -> None:
+        parts = Parts(log)
+        await parts.ingest.on_block(exposures(0, 2))
+        task = parts.ingest._tasks[0]
+        async with task.lock:
+            flushing = asyncio.create_task(parts.ingest.flush())
+            await asyncio.sleep(0.01)
+            parts.ingest.drop()
+        await flushing
+        assert log.order == []
+
+    asyncio.run(scenario())
+
+
+def test_a_quiet_partition_matures_by_the_clock_also_after_a_restart(log: Log) -> None:
+    async def scenario() -> None:
+        first = Parts(log, idle_grace_ms=0)
+        await first.ingest.on_block(exposures(0, 2))
+        await first.ingest.on_block(Block("xp.rewards", 0, 0, 1, [0], [T], [b"x"], [b"{"], [()]))
+        first.source.ends = {"xp.exposures": (2, T), "xp.rewards": (1, T)}
+        first.clock.advance_to(T + 1_500)
+        await first.ingest.flush()
+        assert first.state().watermark_ms == T + 1_500
+        await first.ingest.close()
+        second = Parts(log, idle_grace_ms=0)
+        await second.ingest.load([0])
+        # What was written last had this watermark, so the next owner does not begin behind it.
+        assert second.state().watermark_ms == T + 1_500
+        second.source.ends = {"xp.exposures": (2, T), "xp.rewards": (1, T)}
+        second.clock.advance_to(T + 10_000)
+        await second.ingest.flush()
+        newest = log.statistics()[-1]
+        assert sum(cell.n for cell in newest.statistics.moments) == 2
+        assert newest.reward_outcomes.waiting == 0
+
+    asyncio.run(scenario())
+
+
+def test_a_partition_with_more_to_read_does_not_mature_by_the_clock(log: Log) -> None:
+    async def scenario() -> None:
+        parts = Parts(log, idle_grace_ms=0)
+        await parts.ingest.on_block(exposures(0, 2))
+        parts.source.ends = {"xp.exposures": (3, T), "xp.rewards": (0, T)}
+        parts.clock.advance_to(T + 10_000)
+        await parts.ingest.flush()
+        assert parts.state().watermark_ms is None or parts.state().watermark_ms <= T + 1
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("end", [(9, T), None], ids=["the end is ahead", "the end is not known"])
+def test_a_partition_that_stalls_ends_the_worker(
+    log: Log, monkeypatch: pytest.MonkeyPatch, end: tuple[int, int] | None
+) -> None:
+    async def scenario() -> None:
+        monkeypatch.setattr(module, "STALL_S", 0.05)
+        parts = Parts(log)
+        await parts.ingest.on_block(exposures(0, 2))
+        if end is not None:
+            parts.source.ends["xp.exposures"] = end
+        parts.source.ends["xp.rewards"] = (0, T)
+        for offset in range(2, 6):
+            await parts.ingest.flush()
+            await asyncio.sleep(0.03)
+            await parts.ingest.on_block(exposures(offset, 1))
+        await parts.ingest.flush()
+        await asyncio.sleep(0.1)
+        with pytest.raises(DependencyError, match=r"xp\.exposures 0: nothing was applied for"):
+            await parts.ingest.flush()
+
+    asyncio.run(scenario())
+
+
+def test_a_partition_at_its_end_may_be_quiet_for_as_long_as_it_likes(
+    log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        monkeypatch.setattr(module, "STALL_S", 0.02)
+        parts = Parts(log)
+        await parts.ingest.on_block(exposures(0, 2))
+        parts.source.ends = {"xp.exposures": (2, T), "xp.rewards": (0, T)}
+        for _ in range(3):
+            await parts.ingest.flush()
+            await asyncio.sleep(0.03)
+
+    asyncio.run(scenario())
+
+
+def test_a_damaged_snapshot_is_passed_over_for_the_one_before(log: Log) -> None:
+    async def scenario() -> None:
+        first = Parts(log)
+        for offset in (0, 4):
+            await first.ingest.on_block(exposures(offset, 4))
+            await first.ingest.flush()
+            first.ingest._tasks[0].next_snapshot = 0.0
+        state = log.topics["xp.state"]
+        newest = max(at for at, record in enumerate(state) if (record.key or b"").count(b"/") == 2)
+        value = bytearray(state[newest].value or b"")
+        value[-1] ^= 1
+        state[newest] = state[newest]._replace(value=bytes(value))
+        second = Parts(log)
+        await second.ingest.load([0])
+        assert second.state().progress["exposures"].applied_offset == 3
+
+    asyncio.run(scenario())
+
+
+def test_a_snapshot_of_another_lateness_refuses_to_start(log: Log) -> None:
+    async def scenario() -> None:
+        first = Parts(log)
+        await first.ingest.on_block(exposures(0, 4))
+        await first.ingest.close()
+        await Parts(log, allowed_lateness_ms=LATENESS_MS + 1).ingest.load([0])
+
+    with pytest.raises(ConfigError, match="allowed_lateness_ms=1000, the setting is 1001"):
+        asyncio.run(scenario())
+
+
+def test_the_manifest_is_the_last_record_of_a_snapshot(log: Log) -> None:
+    async def scenario() -> None:
+        parts = Parts(log)
+        await parts.ingest.on_block(exposures(0, 4))
+        await parts.ingest.close()
+        *chunks, last = log.topics["xp.state"]
+        manifest = msgspec.json.decode(last.value or b"", type=Manifest)
+        assert len(chunks) == manifest.chunks
+        assert manifest.exposures.applied_offset == 3
+        assert parts.ingest.partitions == []
+
+    asyncio.run(scenario())
