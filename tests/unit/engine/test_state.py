@@ -1,0 +1,363 @@
+"""The state of a partition: exact at the extremes, the same however it grew, whole after a snapshot."""
+
+from __future__ import annotations
+
+import json
+import random
+import struct
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+import xxhash
+
+from stream_xp.domain.codec import Limits
+from stream_xp.domain.experiment import MAX_STEPS, ExperimentRecord, ExperimentSpec, WeightEpoch
+from stream_xp.engine import kernels
+from stream_xp.engine.columns import Block, exposure_columns, reward_columns
+from stream_xp.engine.registry import Entry, Registry
+from stream_xp.engine.snapshot import decode_snapshot, encode_snapshot
+from stream_xp.engine.state import EXPOSURES, REWARDS, PartitionState, _wide
+from stream_xp.errors import ConfigError, StateError
+
+T = 1_000_000
+WINDOW_MS = 1_000
+LATENESS_MS = 1_000
+SCHEMA_BYTES = slice(4, 8)
+
+
+def spec(experiment: str, version: int = 1, *metrics: dict[str, Any], bound: float = 10.0) -> ExperimentSpec:
+    common = {"role": "secondary", "direction": "increase", "attribution_window": "1s", "event": "order"}
+    return msgspec.convert(
+        {
+            "experiment": experiment,
+            "version": version,
+            "owner": "o",
+            "hypothesis": "h",
+            "unit": "u",
+            "planned_sample": 1000,
+            "arms": [{"key": "a", "weight": 0.5, "control": True}, {"key": "b", "weight": 0.5}],
+            "metrics": [
+                {
+                    **common,
+                    "key": "click",
+                    "kind": "conversion",
+                    "role": "primary",
+                    "event": f"{experiment}-click",
+                },
+                {**common, "key": "sum", "kind": "mean", "bound": bound},
+                {**common, "key": "max", "kind": "mean", "bound": bound, "aggregation": "max"},
+                {**common, "key": "last", "kind": "mean", "bound": bound, "aggregation": "last"},
+            ],
+            "segments": {"device": ["ios"]} if version == 1 else {},
+        },
+        ExperimentSpec,
+    )
+
+
+def entry(offset: int, design: ExperimentSpec, *, epochs: int = 1) -> Entry:
+    record = ExperimentRecord(
+        spec=design,
+        epochs=tuple(WeightEpoch(epoch=at, weights=design.weights, effective_ms=at) for at in range(epochs)),
+        design_hash=design.design_hash(),
+    )
+    return Entry(offset=offset, experiment=design.experiment, in_force_ms=0, record=record)
+
+
+def block(topic: str, first: int, events: list[dict[str, Any]]) -> Block:
+    n = len(events)
+    return Block(
+        topic,
+        0,
+        first,
+        first + n,
+        list(range(first, first + n)),
+        [event["time"] for event in events],
+        [event["unit"].encode() for event in events],
+        [json.dumps(event).encode() for event in events],
+        [()] * n,
+    )
+
+
+def expose(state: PartitionState, first: int, events: list[dict[str, Any]]) -> None:
+    columns, letters = exposure_columns(
+        block(EXPOSURES, first, events), state.registry, floor_ms=state.log_ms(EXPOSURES), limits=Limits()
+    )
+    assert letters == []
+    state.apply_exposures(columns, next_offset=first + len(events))
+
+
+def reward(state: PartitionState, first: int, events: list[dict[str, Any]]) -> None:
+    columns, letters = reward_columns(
+        block(REWARDS, first, events), state.registry, floor_ms=state.log_ms(REWARDS), limits=Limits()
+    )
+    assert letters == []
+    state.apply_rewards(columns, next_offset=first + len(events))
+
+
+def exposure_of(n: int, experiment: str = "one", **fields: Any) -> dict[str, Any]:
+    return {
+        "id": f"{experiment}{n}",
+        "time": T,
+        "experiment": experiment,
+        "unit": f"u{n}",
+        "arm": "ab"[n % 2],
+        **fields,
+    }
+
+
+def reward_of(n: int, value: float, metric: str = "order") -> dict[str, Any]:
+    return {"id": f"{metric}{n}", "time": T + 1 + n % 7, "unit": f"u{n}", "metric": metric, "value": value}
+
+
+def canonical(state: PartitionState) -> dict[tuple[str, int], bytes]:
+    return {
+        (slot.experiment, slot.version): state.statistics(slot).canonical() for slot in state.registry.slots
+    }
+
+
+# 128-bit sums ----------------------------------------------------------------------------------------
+
+
+EXTREMES = [0, 1, -1, 2**31 - 1, 2**31, 2**31 + 1, 2**32 - 1, 2**32, -(2**32) - 1, MAX_STEPS, -MAX_STEPS]
+EXTREMES += [
+    kernels.OVERFLOW - 1,
+    1 - kernels.OVERFLOW,
+    kernels.OVERFLOW,
+    -kernels.OVERFLOW,
+    3 * 2**59 + 12_345,
+]
+
+
+def moments_of(words: Any) -> tuple[int, int, int]:
+    n, *rest = words.tolist()
+    return n, _wide(rest[0], rest[1]), _wide(rest[2], rest[3])
+
+
+@pytest.mark.parametrize("y", EXTREMES)
+def test_one_value_goes_in_exactly_and_comes_out_without_a_trace(y: int) -> None:
+    words = np.zeros(5, np.int64)
+    kernels._add_moments(words, 0, y, 1)
+    assert moments_of(words) == (1, y, y * y)
+    kernels._add_moments(words, 0, y, -1)
+    assert moments_of(words) == (0, 0, 0)
+    kernels._add_moments(words, 0, y, -1)
+    assert moments_of(words) == (-1, -y, -y * y)
+
+
+def test_sums_of_extremes_are_those_of_python() -> None:
+    draw = random.Random(7)
+    words, n, s, q = np.zeros(5, np.int64), 0, 0, 0
+    for _ in range(20_000):
+        y = draw.choice([draw.choice(EXTREMES), draw.randint(-(2**61), 2**61), draw.randint(-(2**33), 2**33)])
+        # Kept near the edge of what 128 bits hold, from both sides.
+        sign = 1 if q < 2**125 else -1
+        kernels._add_moments(words, 0, y, sign)
+        n, s, q = n + sign, s + sign * y, q + sign * y * y
+        assert moments_of(words) == (n, s, q)
+
+
+def test_the_largest_values_go_through_the_fold_exactly() -> None:
+    draw = random.Random(8)
+    registry = Registry([entry(0, spec("one", bound=float(MAX_STEPS)))])
+    state = PartitionState(0, registry, allowed_lateness_ms=LATENESS_MS)
+    expose(state, 0, [exposure_of(n) for n in range(200)])
+    values = [draw.choice([MAX_STEPS, -MAX_STEPS, MAX_STEPS - 1, 1 - MAX_STEPS, 0]) for _ in range(200)]
+    reward(state, 0, [reward_of(n, float(value)) for n, value in enumerate(values)])
+    state.advance(T + WINDOW_MS + LATENESS_MS)
+    found = {
+        (cell.metric, cell.arm): (cell.n, int(cell.s), int(cell.q))
+        for cell in state.statistics(registry.slots[0]).moments
+        if cell.segment == ""
+    }
+    for arm, rest in (("a", 0), ("b", 1)):
+        mine = values[rest::2]
+        wanted = (100, sum(mine), sum(value * value for value in mine))
+        assert [found[metric, arm] for metric in ("sum", "max", "last")] == [wanted] * 3
+
+
+def test_a_sum_that_leaves_its_bound_is_an_error_of_state() -> None:
+    registry = Registry([entry(0, spec("one", bound=float(MAX_STEPS)))])
+    state = PartitionState(0, registry, allowed_lateness_ms=LATENESS_MS)
+    expose(state, 0, [exposure_of(0)])
+    state.arrays["values"][:] = kernels.OVERFLOW - 1
+    reward(state, 0, [reward_of(0, float(MAX_STEPS))])
+    with pytest.raises(StateError, match="left its bound"):
+        state.advance(T + WINDOW_MS + LATENESS_MS)
+
+
+# Growing ------------------------------------------------------------------------------------------------
+
+
+def grown(units: int, sizes: list[int], *, snapshots: bool = False) -> PartitionState:
+    registry = Registry([entry(0, spec("one")), entry(1, spec("two"))])
+    state = PartitionState(0, registry, allowed_lateness_ms=LATENESS_MS)
+    for topic, apply, make in (
+        (EXPOSURES, expose, lambda n: exposure_of(n, "one" if n % 3 else "two")),
+        (REWARDS, reward, lambda n: reward_of(n, n % 19 - 9.0)),
+    ):
+        at = 0
+        for size in sizes:
+            apply(state, at, [make(n) for n in range(at, min(at + size, units))])
+            at += size
+            if snapshots:
+                state = decode_snapshot(encode_snapshot(state), Registry(), allowed_lateness_ms=LATENESS_MS)
+        assert state.progress[topic].next_offset == units
+    state.advance(T + WINDOW_MS + LATENESS_MS)
+    return state
+
+
+def test_many_small_blocks_come_to_the_bytes_of_one_large_block() -> None:
+    units = 100_000
+    one = grown(units, [units])
+    draw = random.Random(9)
+    sizes: list[int] = []
+    while sum(sizes) < units:
+        sizes.append(min(draw.choice([1, 15, 16, 17, 200, 1_000, 4_096]), units - sum(sizes)))
+    many = grown(units, sizes)
+    assert one.units == many.units == units
+    assert canonical(one) == canonical(many)
+    for topic in (EXPOSURES, REWARDS):
+        assert one.outcomes(topic) == many.outcomes(topic)
+        assert many.outcomes(topic).conserved()
+    total = sum(
+        sum(cell.n for cell in one.statistics(slot).moments if cell.segment == "")
+        for slot in one.registry.slots
+    )
+    assert total == 4 * units
+
+
+def test_growing_through_snapshots_changes_nothing() -> None:
+    sizes = [1, 2, 13, 16, 100, 368]
+    assert canonical(grown(500, sizes, snapshots=True)) == canonical(grown(500, [500]))
+
+
+# Snapshots --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def held() -> PartitionState:
+    """A state with something in every array: open windows, waiting rewards, crossovers, segments, two epochs."""
+    registry = Registry([entry(0, spec("one"), epochs=2), entry(1, spec("two")), entry(2, spec("two", 2))])
+    state = PartitionState(3, registry, allowed_lateness_ms=LATENESS_MS)
+    seen = [
+        exposure_of(n, weight_epoch=n % 2, segments={"device": ["ios", "tv"][n % 3 % 2]}) for n in range(60)
+    ]
+    seen += [exposure_of(n, "two") for n in range(20)] + [{**exposure_of(4, arm="b"), "id": "crossed"}]
+    seen += [{**exposure_of(n), "time": T + 3_000, "id": f"again{n}"} for n in range(5)]
+    expose(state, 0, seen)
+    reward(state, 0, [reward_of(n, 1.5) for n in range(70)] + [reward_of(n, 11.0) for n in range(0)])
+    reward(state, 70, [{**reward_of(100 + n, 2.0), "time": T + 2_900} for n in range(9)])
+    state.behind[REWARDS] = [7, 9]
+    return state
+
+
+def assert_same(one: PartitionState, other: PartitionState) -> None:
+    assert one.partition == other.partition
+    assert (one.progress, one.behind, one.watermark_ms) == (other.progress, other.behind, other.watermark_ms)
+    for slot in one.registry.slots:
+        again = other.registry.slot(slot.experiment, slot.version)
+        assert one.record(slot) == other.record(again)
+
+
+def go_on(state: PartitionState) -> dict[tuple[str, int], bytes]:
+    """Statistics after more has come: rewards that waited, copies, and the end of every window."""
+    expose(
+        state,
+        state.progress[EXPOSURES].next_offset or 0,
+        [{**exposure_of(n), "time": T + 3_000} for n in range(99, 120)],
+    )
+    more = [{**reward_of(n, 1.5), "time": T + 3_001} for n in range(60, 119)]
+    reward(state, state.progress[REWARDS].next_offset or 0, more)
+    state.advance(T + 60_000)
+    return canonical(state)
+
+
+def again(state: PartitionState, registry: Registry | None = None) -> PartitionState:
+    return decode_snapshot(
+        encode_snapshot(state), registry or Registry(), allowed_lateness_ms=state.allowed_lateness_ms
+    )
+
+
+def test_a_snapshot_holds_everything_the_fold_needs(held: PartitionState) -> None:
+    assert_same(held, again(held))
+    wanted = go_on(again(held))
+    assert go_on(again(again(held))) == wanted
+    assert held.outcomes(REWARDS).waiting > 0
+    assert held.statistics(held.registry.slots[0]).crossover_units == 1
+
+
+def test_a_snapshot_does_not_change_what_it_is_made_of(held: PartitionState) -> None:
+    before = canonical(held)
+    encode_snapshot(held)
+    assert canonical(held) == before
+
+
+def test_slots_and_events_are_renumbered_to_those_of_the_process(held: PartitionState) -> None:
+    entries = {at.offset: at for at in held.registry.entries}
+    zero = entry(9, spec("zero"))
+    process = Registry()
+    for known in (zero, entries[1], entries[2]):
+        process.add([known])
+    other = again(held, process)
+    assert [slot.experiment for slot in other.registry.slots] == ["zero", "two", "two", "one"]
+    assert list(other.registry.events) != list(held.registry.events)
+    assert_same(held, other)
+    straight = again(held)
+    straight.registry.add([zero])
+    assert {key: found for key, found in go_on(other).items()} == go_on(straight)
+
+
+def test_a_snapshot_brings_versions_that_the_topic_no_longer_has(held: PartitionState) -> None:
+    # The topic of specs is compacted: of two versions only the newest is there.
+    process = Registry([entry(2, spec("two", 2))])
+    assert_same(held, again(held, process))
+
+
+def test_every_damage_of_a_snapshot_is_an_error_of_state(held: PartitionState) -> None:
+    whole = encode_snapshot(held)
+    draw = random.Random(11)
+    places = [*range(24), *(draw.randrange(24, len(whole)) for _ in range(300)), len(whole) - 1]
+    for place in places:
+        if place in range(SCHEMA_BYTES.start, SCHEMA_BYTES.stop):
+            continue
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << draw.randrange(8)
+        with pytest.raises(StateError):
+            decode_snapshot(bytes(damaged), Registry(), allowed_lateness_ms=LATENESS_MS)
+
+
+@pytest.mark.parametrize("cut", [0, 3, 23, 24, 100, -1])
+def test_a_snapshot_that_was_cut_is_an_error_of_state(held: PartitionState, cut: int) -> None:
+    with pytest.raises(StateError):
+        decode_snapshot(encode_snapshot(held)[:cut], Registry(), allowed_lateness_ms=LATENESS_MS)
+
+
+def test_bytes_behind_a_snapshot_are_an_error_of_state(held: PartitionState) -> None:
+    with pytest.raises(StateError):
+        decode_snapshot(encode_snapshot(held) + b"x", Registry(), allowed_lateness_ms=LATENESS_MS)
+
+
+def test_another_schema_refuses_to_start(held: PartitionState) -> None:
+    other = bytearray(encode_snapshot(held))
+    other[SCHEMA_BYTES] = struct.pack("<I", 99)
+    with pytest.raises(ConfigError, match="schema 99, this version reads schema 1"):
+        decode_snapshot(bytes(other), Registry(), allowed_lateness_ms=LATENESS_MS)
+
+
+def test_another_lateness_refuses_to_start(held: PartitionState) -> None:
+    with pytest.raises(ConfigError, match="set it back, or start under a new prefix"):
+        decode_snapshot(encode_snapshot(held), Registry(), allowed_lateness_ms=LATENESS_MS + 1)
+
+
+def test_the_hash_covers_the_packed_body(held: PartitionState) -> None:
+    whole = encode_snapshot(held)
+    _, _, size, digest = struct.unpack_from("<4sIQQ", whole)
+    assert size == len(whole) - 24
+    assert digest == xxhash.xxh3_64_intdigest(whole[24:])
+
+
+def test_offsets_that_were_applied_are_not_applied_again(held: PartitionState) -> None:
+    with pytest.raises(StateError, match="is already applied"):
+        expose(again(held), 3, [exposure_of(500)])
