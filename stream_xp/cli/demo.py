@@ -57,7 +57,7 @@ LINE_EVERY_S: Final = 5.0
 def demo(*, seed: int, duration: float, json_file: Path | None) -> None:
     r"""Watch the service decide three simulated experiments, on a broker inside this process.
 
-    A checkout canary whose error rate rises from 1 % to 3 % must be stopped, the better of two pictures must
+    A checkout canary whose error rate rises from 1 % to 3 % must be stopped, the better of three pictures must
     be shipped, and an A/A test must get no decision. It ends by itself after the whole planned duration,
     and exits 0 only if all three are right and every record is accounted for.
 

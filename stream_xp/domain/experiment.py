@@ -32,6 +32,10 @@ Positive = Annotated[float, msgspec.Meta(gt=0.0)]
 MAX_STEPS = 2**40
 """Largest bound / scale: one reward's quantised value, so that a unit's exact sum stays below 2**62."""
 
+MAX_SEGMENTS = 32
+OTHER = "other"
+"""The segment value of units whose value is missing or not registered."""
+
 _MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
 
 
@@ -227,7 +231,13 @@ class Fault(msgspec.Struct, frozen=True):
 
 def rules(spec: ExperimentSpec) -> list[Fault]:
     """Every rule that a well-typed spec breaks, in the order of the file."""
-    return [*_arm_faults(spec), *_metric_list_faults(spec), *_runtime_faults(spec)]
+    return [
+        *_arm_faults(spec),
+        *_metric_list_faults(spec),
+        *_segment_faults(spec),
+        *_budget_faults(spec),
+        *_runtime_faults(spec),
+    ]
 
 
 def _arm_faults(spec: ExperimentSpec) -> list[Fault]:
@@ -271,6 +281,14 @@ def _metric_faults(metric: Metric) -> list[tuple[str, str]]:
             "minimum_effect",
             "a guardrail has a margin, not a minimum effect",
         ),
+        (
+            metric.margin is not None
+            and metric.role is Role.GUARDRAIL
+            and metric.direction is Direction.INCREASE
+            and (metric.margin.relative or 0.0) >= 1.0,
+            "margin",
+            "a relative margin of 1 or more allows the metric to vanish",
+        ),
         (metric.kind is MetricKind.MEAN and metric.bound is None, "kind", "a mean needs a bound"),
         (
             metric.kind is MetricKind.CONVERSION and metric.aggregation not in (None, Aggregation.ANY),
@@ -297,9 +315,42 @@ def _step_faults(metric: Metric) -> list[tuple[str, str]]:
     steps = metric.bound / metric.step
     if steps < 1:
         return [("bound", "must be at least one scale step")]
+    if not 1e-100 <= metric.step <= 1e100:
+        return [("scale", "must be from 1e-100 to 1e100")]
     if steps > MAX_STEPS:
         return [("scale", f"bound / scale must be at most 2**40, it is {steps:.3g}")]
     return []
+
+
+def _segment_faults(spec: ExperimentSpec) -> list[Fault]:
+    """A unit's segments are kept as one number, a digit for each; every combination must have its own."""
+    combinations = math.prod(len(values) + 1 for values in spec.segments.values())
+    faults = [
+        Fault(("segments", name, at), f"{value!r} is used twice or reserved")
+        for name, values in spec.segments.items()
+        for at, value in enumerate(values)
+        if value in values[:at] or value == OTHER
+    ]
+    if len(spec.segments) > MAX_SEGMENTS or combinations >= 2**31:
+        rule = f"at most {MAX_SEGMENTS} segments with fewer than 2**31 combinations of values and `{OTHER}`"
+        faults.append(Fault(("segments",), f"{rule}, found {len(spec.segments)} with {combinations}"))
+    return faults
+
+
+def _budget_faults(spec: ExperimentSpec) -> list[Fault]:
+    """A one-sided sequence is tuned at twice its level, which must stay below 1."""
+    guardrails = len(spec.with_role(Role.GUARDRAIL))
+    if not guardrails:
+        return []
+    checks = [
+        (spec.alpha >= 0.5, "alpha", "with a guardrail it must be below 0.5"),
+        (
+            spec.guardrail_alpha / (guardrails * max(1, len(spec.treatments))) >= 0.5,
+            "guardrail_alpha",
+            "divided by guardrails and treatment arms it must be below 0.5",
+        ),
+    ]
+    return [Fault((field,), message) for broken, field, message in checks if broken]
 
 
 def _runtime_faults(spec: ExperimentSpec) -> list[Fault]:

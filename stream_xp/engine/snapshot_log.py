@@ -33,7 +33,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def applied(self) -> int:
         """Records covered, for choosing the newest."""
-        return sum((progress.applied_offset or 0) for progress in (self.exposures, self.rewards))
+        return sum(progress.next_offset or 0 for progress in (self.exposures, self.rewards))
 
 
 class KeyedRecord(NamedTuple):
@@ -75,4 +75,5 @@ def whole_snapshots(records: Iterable[KeyedRecord]) -> list[tuple[Manifest, byte
         snapshot = b"".join(chunk for chunk in found if chunk is not None)
         if None not in found and len(snapshot) == manifest.size_bytes:
             whole.append((manifest, snapshot))
-    return sorted(whole, key=lambda pair: pair[0].applied, reverse=True)
+    # Of two with the same offsets the later one has the later watermark; sorting keeps their order.
+    return sorted(whole, key=lambda pair: pair[0].applied)[::-1]

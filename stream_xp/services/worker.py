@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -26,7 +27,7 @@ from stream_xp.adapters.kafka_log import LogWriter
 from stream_xp.engine.columns import Block
 from stream_xp.engine.state import EXPOSURES, REWARDS
 from stream_xp.engine.warm_up import warm_up
-from stream_xp.errors import DependencyError
+from stream_xp.errors import ConfigError, DependencyError
 from stream_xp.services.decide import Decide
 from stream_xp.services.experiments import Experiments
 from stream_xp.services.ingest import Ingest
@@ -261,7 +262,10 @@ def _exit_in_time(worker: Worker) -> None:
     while not worker.ended.is_set():
         time.sleep(0.1)
     time.sleep(_EXIT_S)
-    os._exit(0 if worker.written else 1)
+    if worker.failure is not None:
+        sys.stderr.write(f"Error: {worker.failure}\n")
+        sys.stderr.flush()
+    os._exit(2 if isinstance(worker.failure, ConfigError) else 0 if worker.written else 1)
 
 
 class WorkerThread:

@@ -271,9 +271,9 @@ def app_consumer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
             return create_app(Settings(), loop=asyncio.get_running_loop()).consumer
 
         consumer = runner.run(build())
+        thread_loop = consumer._thread.thread_loop
         yield consumer
-        # Each part that has a thread has made a loop for it.
-        consumer._thread.thread_loop.close()
+        thread_loop.close()
 
 
 def test_our_consumer_is_the_one_that_faust_uses(app_consumer: Any) -> None:
@@ -294,6 +294,24 @@ def test_only_what_is_durable_is_committed(app_consumer: Any) -> None:
     assert list(app_consumer._filter_tps_with_pending_acks({"other"})) == []
     assert app_consumer._filter_committable_offsets([AT]) == {AT: 17}
     assert app_consumer._acked[AT] == []
+
+
+def test_a_partition_without_a_commit_is_sought_to_its_beginning(
+    app_consumer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Thread:
+        begun: tuple[Any, ...] = ()
+
+        async def seek_to_committed(self) -> dict[TP, int | None]:
+            return {AT: None, TP("xp.rewards", 3): 5, TP("xp.stats", 0): 0}
+
+        async def seek_to_beginning(self, *partitions: Any) -> None:
+            self.begun = partitions
+
+    thread = Thread()
+    monkeypatch.setattr(app_consumer, "_thread", thread)
+    asyncio.run(app_consumer.perform_seek())
+    assert thread.begun == (AT, TP("xp.stats", 0))
 
 
 def test_a_message_carries_the_block_and_its_last_offset(app_consumer: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import msgspec
 import pytest
 
 from stream_xp.domain.statistics import Progress
@@ -41,8 +42,8 @@ def compacted(records: list[KeyedRecord]) -> list[KeyedRecord]:
     return [record for at, record in enumerate(records) if newest[record.key] == at]
 
 
-def applied(records: list[KeyedRecord]) -> list[int]:
-    return [manifest.applied for manifest, _ in whole_snapshots(records)]
+def applied(records: list[KeyedRecord]) -> list[int | None]:
+    return [manifest.exposures.applied_offset for manifest, _ in whole_snapshots(records)]
 
 
 @pytest.mark.parametrize("size", [1, SMALL, CHUNK_BYTES, CHUNK_BYTES + 1, LARGE])
@@ -109,6 +110,20 @@ def test_the_newest_is_the_one_that_covers_most_not_the_last_written() -> None:
     _, _, ahead = snapshot(9, turn=0)
     _, _, zombie = snapshot(5, turn=1)
     assert applied(ahead + zombie) == [9, 5]
+
+
+def test_of_two_with_the_same_offsets_the_later_one_is_newer() -> None:
+    # It differs in the watermark alone, which never goes back.
+    first, _, records = snapshot(5)
+    later = msgspec.structs.replace(first, snapshot_id="ab" * 16, turn=1)
+    both = whole_snapshots([*records, *snapshot_records(b"x" * SMALL, later)])
+    assert [manifest.snapshot_id for manifest, _ in both] == [later.snapshot_id, first.snapshot_id]
+
+
+def test_one_record_is_more_than_none() -> None:
+    first, _, one = snapshot(0)
+    nothing = msgspec.structs.replace(first, snapshot_id="ab" * 16, turn=1, exposures=Progress())
+    assert applied([*one, *snapshot_records(b"x" * SMALL, nothing)]) == [0, None]
 
 
 def test_a_topic_without_records_has_no_snapshot() -> None:
