@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 EXTRAS := --extra dev --extra embedded
-EXPORT := uv export --quiet --locked --format requirements-txt --no-emit-project --no-header
+COMPILE := uv pip compile --quiet --universal --generate-hashes --no-header --no-emit-index-url --no-emit-find-links --python-version 3.11
 
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
@@ -53,9 +53,8 @@ bench: $(STAMP) ## Measure ingest (BENCH_ARGS="--events 1000000")
 	$(BIN)/stream-xp bench ingest $(BENCH_ARGS)
 
 lock: ## Resolve the dependencies again and write the locks (needs uv)
-	uv lock --upgrade
-	$(EXPORT) $(EXTRAS) --output-file requirements.lock
-	$(EXPORT) --output-file deploy/requirements.lock
+	$(COMPILE) --upgrade $(EXTRAS) --output-file requirements.lock pyproject.toml
+	$(COMPILE) --upgrade --output-file deploy/requirements.lock pyproject.toml
 
 clean: ## Remove .venv, caches and build output
 	rm -rf $(VENV) .cache .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist

@@ -8,7 +8,7 @@ from stream_xp.cli.common import CommandGroup, examples, json_option, print_json
 from stream_xp.services.bench.service import MAX_EVENTS, IngestReport, bench_ingest
 
 
-@click.group(cls=CommandGroup)
+@click.group(cls=CommandGroup, epilog=examples("stream-xp bench ingest"))
 def bench() -> None:
     """Measure the engine on this machine. Figures of one run compare; single ones depend on the machine."""
 

@@ -245,10 +245,12 @@ def held() -> PartitionState:
         exposure_of(n, weight_epoch=n % 2, segments={"device": ["ios", "tv"][n % 3 % 2]}) for n in range(60)
     ]
     seen += [exposure_of(n, "two") for n in range(20)] + [{**exposure_of(4, arm="b"), "id": "crossed"}]
-    seen += [{**exposure_of(n), "time": T + 3_000, "id": f"again{n}"} for n in range(5)]
+    seen += [{**exposure_of(n), "time": T + 1_200, "id": f"again{n}"} for n in range(5)]
     expose(state, 0, seen)
-    reward(state, 0, [reward_of(n, 1.5) for n in range(70)] + [reward_of(n, 11.0) for n in range(0)])
-    reward(state, 70, [{**reward_of(100 + n, 2.0), "time": T + 2_900} for n in range(9)])
+    reward(state, 0, [reward_of(n, 1.5) for n in range(70)])
+    waiting = [reward_of(n, 2.0, metric) for n in range(100, 109) for metric in ("order", "one-click")]
+    waiting += [{**reward_of(n, 3.0), "experiment": "one"} for n in range(109, 115)]
+    reward(state, 70, [{**event, "time": T + 1_100} for event in waiting])
     state.behind[REWARDS] = [7, 9]
     return state
 
@@ -262,13 +264,10 @@ def assert_same(one: PartitionState, other: PartitionState) -> None:
 
 
 def go_on(state: PartitionState) -> dict[tuple[str, int], bytes]:
-    """Statistics after more has come: rewards that waited, copies, and the end of every window."""
-    expose(
-        state,
-        state.progress[EXPOSURES].next_offset or 0,
-        [{**exposure_of(n), "time": T + 3_000} for n in range(99, 120)],
-    )
-    more = [{**reward_of(n, 1.5), "time": T + 3_001} for n in range(60, 119)]
+    """Statistics after more has come: units that rewards waited for, rewards of open units, and every end."""
+    units = [{**exposure_of(n), "time": T + 1_050} for n in range(99, 120)]
+    expose(state, state.progress[EXPOSURES].next_offset or 0, units)
+    more = [{**reward_of(n, 2.5), "id": f"more{n}", "time": T + 999} for n in range(50)]
     reward(state, state.progress[REWARDS].next_offset or 0, more)
     state.advance(T + 60_000)
     return canonical(state)
@@ -283,7 +282,7 @@ def again(state: PartitionState, registry: Registry | None = None) -> PartitionS
 def test_a_snapshot_holds_everything_the_fold_needs(held: PartitionState) -> None:
     assert_same(held, again(held))
     wanted = go_on(again(held))
-    assert go_on(again(again(held))) == wanted
+    assert go_on(again(again(held))) == wanted != canonical(held)
     assert held.outcomes(REWARDS).waiting > 0
     assert held.statistics(held.registry.slots[0]).crossover_units == 1
 
