@@ -67,7 +67,7 @@ def encode_snapshot(state: PartitionState) -> bytes:
     head = msgspec.json.encode(description)
     body = b"".join([struct.pack("<Q", len(head)), head, *(array.tobytes() for array in arrays.values())])
     packed: bytes = lz4.frame.compress(body, compression_level=0)
-    return _HEADER.pack(_MAGIC, SCHEMA, len(packed), xxhash.xxh3_64_intdigest(packed)) + packed
+    return _HEADER.pack(_MAGIC, SCHEMA, len(packed), _digest(packed, SCHEMA)) + packed
 
 
 def decode_snapshot(snapshot: bytes, registry: Registry, *, allowed_lateness_ms: int) -> PartitionState:
@@ -94,17 +94,22 @@ def decode_snapshot(snapshot: bytes, registry: Registry, *, allowed_lateness_ms:
     return state
 
 
+def _digest(packed: bytes, schema: int) -> int:
+    """Hash of body and schema number, so that damage to the number does not pass for another schema."""
+    return int(xxhash.xxh3_64_intdigest(packed, seed=schema))
+
+
 def _checked(snapshot: bytes) -> bytes:
     if len(snapshot) < _HEADER.size:
         raise StateError(f"snapshot has {len(snapshot)} bytes, its header alone has {_HEADER.size}")
     magic, schema, size, digest = _HEADER.unpack_from(snapshot)
     if magic != _MAGIC:
         raise StateError("snapshot does not start with its magic bytes")
+    packed = snapshot[_HEADER.size :]
+    if len(packed) != size or _digest(packed, schema) != digest:
+        raise StateError("snapshot is damaged: its length or hash does not match")
     if schema != SCHEMA:
         raise ConfigError(f"snapshot has schema {schema}, this version reads schema {SCHEMA}")
-    packed = snapshot[_HEADER.size :]
-    if len(packed) != size or xxhash.xxh3_64_intdigest(packed) != digest:
-        raise StateError("snapshot is damaged: its length or hash does not match")
     return packed
 
 

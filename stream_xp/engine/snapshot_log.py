@@ -7,6 +7,7 @@ there, or were overwritten by another writer's, is passed over.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -64,11 +65,13 @@ def whole_snapshots(records: Iterable[KeyedRecord]) -> list[tuple[Manifest, byte
     chunks: dict[tuple[str, int], bytes] = {}
     manifests: list[Manifest] = []
     for record in records:
-        parts = record.key.decode().split("/")
-        if len(parts) == 3:
-            chunks[record.value[:_ID_BYTES].hex(), int(parts[2])] = record.value[_ID_BYTES:]
+        *_, last = parts = record.key.decode(errors="replace").split("/")
+        if len(parts) == 3 and last.isdecimal():
+            chunks[record.value[:_ID_BYTES].hex(), int(last)] = record.value[_ID_BYTES:]
         else:
-            manifests.append(msgspec.json.decode(record.value, type=Manifest))
+            # What is no manifest was not written by a worker, and makes no snapshot whole.
+            with contextlib.suppress(msgspec.MsgspecError, RecursionError):
+                manifests.append(msgspec.json.decode(record.value, type=Manifest))
     whole = []
     for manifest in manifests:
         found = [chunks.get((manifest.snapshot_id, at)) for at in range(manifest.chunks)]

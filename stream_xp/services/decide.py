@@ -36,6 +36,7 @@ from stream_xp.engine.evaluate import evaluate
 from stream_xp.engine.policy import config_after, decide
 from stream_xp.services.experiments import Experiments
 from stream_xp.settings import Settings
+from stream_xp.stats import Moments
 
 log = structlog.get_logger(__name__)
 
@@ -136,8 +137,8 @@ class Decide:
 
     def _take(self, values: Iterable[bytes | None]) -> None:
         for value in values:
-            if value is not None:
-                record = msgspec.json.decode(value, type=PartitionStatistics)
+            record = None if value is None else _readable(value)
+            if record is not None:
                 self._watched.setdefault(record.experiment, Watched(record.experiment)).take(record)
 
     # --- one evaluation ------------------------------------------------------------------------------------
@@ -269,6 +270,18 @@ class Decide:
     async def _values(self, topic: str, partitions: Sequence[int]) -> list[bytes]:
         records = await read_all(self._settings, self._settings.topic(topic), partitions)
         return [record.value for record in records if record.value is not None]
+
+
+def _readable(value: bytes) -> PartitionStatistics | None:
+    """The record, or None where somebody else's bytes are on the topic: they must not stop every experiment."""
+    try:
+        record = msgspec.json.decode(value, type=PartitionStatistics)
+        for row in record.statistics.moments:
+            Moments(row.n, int(row.s), int(row.q))
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        log.error("statistics record refused", error=str(error))
+        return None
+    return record
 
 
 def first_signals(signals: Iterable[Signal]) -> dict[tuple[str, int], Signal]:

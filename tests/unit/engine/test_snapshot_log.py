@@ -128,3 +128,8 @@ def test_one_record_is_more_than_none() -> None:
 
 def test_a_topic_without_records_has_no_snapshot() -> None:
     assert whole_snapshots([]) == []
+
+
+def test_what_others_wrote_on_the_topic_is_passed_over() -> None:
+    strange = [KeyedRecord(b"\xff", b"{"), KeyedRecord(b"0/0/x", b"abc"), KeyedRecord(b"0/1", b"[1]")]
+    assert whole_snapshots(strange) == []

@@ -309,3 +309,17 @@ def test_of_two_signals_the_first_counts(log: Log) -> None:
     (first,) = log.signals()
     second = msgspec.structs.replace(first, id="second")
     assert first_signals([first, second]) == {("exp", 1): first}
+
+
+def test_statistics_that_cannot_be_read_stop_no_experiment(log: Log) -> None:
+    async def scenario() -> None:
+        impossible = statistics(500, **EVEN).replace(
+            b'"moments":[]', b'"moments":[["click","a",0,"",2,"9","1"]]'
+        )
+        assert impossible != statistics(500, **EVEN)
+        decide = stage(log, Specs(1))
+        await look(decide, b"{", b'{"experiment": 1}', impossible, statistics(400, **EVEN))
+        (result,) = log.results()
+        assert result.offsets["0"].exposures == 400
+
+    asyncio.run(scenario())
