@@ -8,6 +8,7 @@ signals ever sent are read, and a signal is written before the config record tha
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import datetime as dt
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -39,6 +40,9 @@ from stream_xp.settings import Settings
 from stream_xp.stats import Moments
 
 log = structlog.get_logger(__name__)
+
+SPREAD_MS = 5_000
+"""Beyond the idle grace, how far the watermarks of source partitions may be apart for an arm to ship."""
 
 
 @dataclass(slots=True)
@@ -168,6 +172,7 @@ class Decide:
     ) -> Result:
         statistics = merge(part.statistics for part in parts)
         evaluation = evaluate(record, statistics)
+        evaluation = dataclasses.replace(evaluation, invalid=(*evaluation.invalid, *self._apart(parts)))
         runtime_ms = runtime(parts, statistics.first_exposure_ms)
         key = (record.spec.experiment, record.spec.version)
         self._looks[key] = self._looks.get(key, 0) + 1
@@ -197,6 +202,20 @@ class Decide:
             reward_outcomes=add_outcomes(part.reward_outcomes for part in parts),
             evaluated_ms=self._clock.now_ms(),
         )
+
+    def _apart(self, parts: list[PartitionStatistics]) -> tuple[str, ...]:
+        """Why nothing may ship where the source partitions have come unequally far: units of different times.
+
+        All partitions at one watermark are what traffic had brought by then, a path that the tests follow look
+        by look. One partition an hour ahead of the others is on no such path.
+        """
+        watermarks = [part.watermark_ms for part in parts]
+        if None in watermarks:
+            return ("a source partition has no watermark yet",)
+        apart_ms = max(watermarks, default=0) - min(watermarks, default=0)  # type: ignore[type-var, operator]
+        if apart_ms <= self._settings.idle_grace_ms + SPREAD_MS:
+            return ()
+        return (f"the source partitions are {apart_ms / 1000:.1f} s apart",)
 
     async def _send_signal(self, result: Result) -> Signal:
         """Write the decision; its id is derived from it, so that a repeat is recognised."""

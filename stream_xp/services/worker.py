@@ -95,7 +95,7 @@ class Worker:
         if self.settings.broker == "apache":
             await asyncio.to_thread(self._require_topics)
         # Compiling inside a rebalance would take longer than the session timeout.
-        await asyncio.to_thread(warm_up)
+        await _in_daemon_thread(warm_up)
         await self.writer.start()
         await self.experiments.start()
         self._host("ingest", self._sources, self.ingest.on_block)
@@ -199,6 +199,32 @@ class Worker:
                 self.failure = error
                 log.error("worker failed", error=str(error), kind=type(error).__name__)
             self.ended.set()
+
+
+async def _in_daemon_thread(work: Callable[[], None]) -> None:
+    """Await work in a thread that the process does not wait for: a compilation cannot be given up."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+
+    def settle(error: BaseException | None) -> None:
+        if done.cancelled():
+            return
+        if error is None:
+            done.set_result(None)
+        else:
+            done.set_exception(error)
+
+    def run() -> None:
+        error = None
+        try:
+            work()
+        except BaseException as caught:  # noqa: BLE001 (raised where it is awaited)
+            error = caught
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(settle, error)
+
+    threading.Thread(target=run, name="stream-xp-compile", daemon=True).start()
+    await done
 
 
 async def _in_time(work: Awaitable[None], deadline_s: float, what: str) -> None:

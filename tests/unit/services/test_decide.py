@@ -323,3 +323,24 @@ def test_statistics_that_cannot_be_read_stop_no_experiment(log: Log) -> None:
         assert result.offsets["0"].exposures == 400
 
     asyncio.run(scenario())
+
+
+def test_nothing_ships_while_source_partitions_are_far_apart(log: Log) -> None:
+    def half(applied: int, partition: int) -> bytes:
+        found = msgspec.json.decode(statistics(applied, a=500, b=500, partition=partition))
+        found["statistics"]["moments"] = [
+            ["click", "a", 0, "", 500, "50", "50"],
+            ["click", "b", 0, "", 500, "250", "250"],
+        ]
+        return msgspec.json.encode(found)
+
+    async def scenario() -> None:
+        decide = stage(log, Specs(1))
+        await look(decide, half(1_000, 0), half(100_000, 1))
+        (result,) = log.results()
+        assert result.decision.action is Action.HOLD
+        assert result.invalid == ("the source partitions are 99.0 s apart",)
+        await look(decide, half(99_000, 0))
+        assert log.results()[-1].decision.action is Action.SHIP
+
+    asyncio.run(scenario())
