@@ -57,7 +57,14 @@ def test_the_demo_comes_out_right(tmp_path: Path) -> None:
 
 
 def test_an_interrupt_ends_the_demo_at_once() -> None:
-    with subprocess.Popen(COMMAND, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as demo:
+    with subprocess.Popen(
+        COMMAND,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell starts what it runs in the background with SIGINT ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509
+    ) as demo:
         assert demo.stdout is not None
         for line in demo.stdout:
             if line.startswith("running"):
