@@ -9,6 +9,7 @@ the engine sets once a snapshot that covers them is on the state topic.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import inspect
 from collections.abc import Iterator
@@ -93,6 +94,18 @@ def install_block_hook() -> None:
 
 class BlockConsumerThread(driver.AIOKafkaConsumerThread):
     """Faust's consumer thread around an aiokafka consumer with our options."""
+
+    async def on_thread_stop(self) -> None:
+        """Stop the consumer, whatever its fetcher was doing.
+
+        aiokafka's fetcher cancels its requests on closing and awaits them; one that stands in its pause after a
+        failed fetch raises that cancellation here, in a thread that nobody waits for any more. The consumer has
+        left its group by then; what is left to close are its connections.
+        """
+        try:
+            await super().on_thread_stop()
+        except asyncio.CancelledError:
+            await self._consumer._client.close()  # noqa: SLF001 (the consumer counts as closed already)
 
     def _create_worker_consumer(self, transport: Any) -> aiokafka.AIOKafkaConsumer:
         settings: Settings = transport.settings

@@ -109,7 +109,7 @@ class Worker:
         if self._sources:
             self._run(self._every(self.settings.flush_interval_ms / 1000, self.ingest.flush))
         if self._stats:
-            self._run(self._every(_EVALUATE_S, self.decide.evaluate))
+            self._run(self._evaluate())
         log.info("worker started", roles=self.settings.roles, bootstrap=self.settings.bootstrap)
 
     def _require_topics(self) -> None:
@@ -177,6 +177,15 @@ class Worker:
             raise DependencyError(
                 f"the consumer failed: {self.app.crash_reason!r}"
             ) from self.app.crash_reason
+
+    async def _evaluate(self) -> None:
+        """Evaluate again and again, and leave at least as much time to ingest as an evaluation takes."""
+        while not self.ended.is_set():
+            began_s = time.monotonic()
+            await self.decide.evaluate()
+            pause_s = max(_EVALUATE_S, time.monotonic() - began_s)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.ended.wait(), pause_s)
 
     async def _every(self, period_s: float, work: Callable[[], Awaitable[None]]) -> None:
         while not self.ended.is_set():

@@ -34,6 +34,7 @@ LEAD_MS: Final = 500
 POLL_MS: Final = 50
 SAMPLE_EVERY: Final = 7
 SETTLE_TIMEOUT_S: Final = 20.0
+"""Without any progress; a busy machine may take much longer for all of it."""
 
 
 class Moment(NamedTuple):
@@ -144,13 +145,22 @@ class _Run:
 
     def _settle(self, worker: WorkerThread, tail: Tail, generator: LoadGenerator) -> None:
         """Wait until results stand on every record, and every unit's window is over."""
-        deadline = time.monotonic() + SETTLE_TIMEOUT_S
+        progress, deadline = self._progress(), time.monotonic() + SETTLE_TIMEOUT_S
         while not self._settled(generator):
             self._step("waiting for the last windows to end", worker, tail, generator)
+            if self._progress() != progress:
+                progress, deadline = self._progress(), time.monotonic() + SETTLE_TIMEOUT_S
             if time.monotonic() > deadline:
                 raise DependencyError(
-                    f"the service has not counted all records within {SETTLE_TIMEOUT_S:.0f} s of the last one"
+                    f"the service stood still for {SETTLE_TIMEOUT_S:.0f} s before it had counted all records"
                 )
+
+    def _progress(self) -> tuple[int, int]:
+        """Return how many records the results stand on, and how far their watermarks have come in all."""
+        results = self._board.results.values()
+        read = sum(result.exposure_outcomes.read + result.reward_outcomes.read for result in results)
+        marks = (at.watermark_ms or 0 for result in results for at in result.offsets.values())
+        return read, sum(marks)
 
     def _settled(self, generator: LoadGenerator) -> bool:
         sent = [generator.delivered[self._settings.topic(name)] for name in TOPICS]
