@@ -6,14 +6,15 @@ UV := $(shell command -v uv)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-EXTRAS := --extra dev --extra embedded
+EXTRAS := --extra dev --extra embedded --extra plot
 COMPILE := uv pip compile --quiet --universal --generate-hashes --no-header --no-emit-index-url --no-emit-find-links --python-version 3.11
 
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+CALIBRATE_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench lock clean
+.PHONY: help setup demo test lint format bench calibrate lock clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,6 +52,9 @@ format: $(STAMP) ## Rewrite the code in the project's format
 
 bench: $(STAMP) ## Measure ingest (BENCH_ARGS="--events 1000000")
 	$(BIN)/stream-xp bench ingest $(BENCH_ARGS)
+
+calibrate: $(STAMP) ## Measure the error rate of every method and write docs/calibration.md (CALIBRATE_ARGS="--quick")
+	$(BIN)/stream-xp calibrate $(CALIBRATE_ARGS)
 
 lock: ## Resolve the dependencies again and write the locks (needs uv)
 	$(COMPILE) --upgrade $(EXTRAS) --output-file requirements.lock pyproject.toml
