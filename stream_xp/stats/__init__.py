@@ -1,5 +1,13 @@
 """Exact mergeable statistics and always-valid tests: pure functions on numpy and scipy."""
 
+from stream_xp.stats.adjusted_difference import ancova_arrays, cuped_arrays
+from stream_xp.stats.assignment import assignment_deviance
+from stream_xp.stats.bernoulli import bernoulli_pair_log_e
+from stream_xp.stats.conversion_difference import Sides, conversion_log_e, success_ratio
+from stream_xp.stats.cross_moments import CrossMoments
+from stream_xp.stats.distribution import DistributionDifference, distribution_difference
+from stream_xp.stats.early_evidence import EXACT_SHARE, early_one_sided, early_two_sided
+from stream_xp.stats.log_histogram import LogHistogram
 from stream_xp.stats.mean_difference import (
     NO_VARIANCE,
     TOO_FEW_UNITS,
@@ -27,8 +35,19 @@ from stream_xp.stats.normal_mixture import (
     radius_multiplier_two_sided,
     tuned_rho2,
 )
+from stream_xp.stats.quantile import (
+    NO_VALUES,
+    QuantileSequence,
+    Sample,
+    quantile,
+    quantile_concentration,
+    quantile_difference,
+    quantile_difference_log_e,
+)
+from stream_xp.stats.ratio_difference import ratio_means_arrays
 from stream_xp.stats.sample_ratio import (
     NO_UNITS,
+    LogRatio,
     SampleRatio,
     sample_ratio,
     sample_ratio_dirichlet,
@@ -37,18 +56,35 @@ from stream_xp.stats.sample_ratio import (
 
 __all__ = [
     "EMPTY",
+    "EXACT_SHARE",
     "NO_UNITS",
+    "NO_VALUES",
     "NO_VARIANCE",
     "TOO_FEW_UNITS",
     "UNBOUNDED_LIFT",
     "ArmMeans",
+    "CrossMoments",
+    "DistributionDifference",
     "Evidence",
+    "LogHistogram",
+    "LogRatio",
     "MarginKind",
     "Moments",
+    "QuantileSequence",
+    "Sample",
     "SampleRatio",
     "Side",
+    "Sides",
     "Stratum",
     "Undetermined",
+    "ancova_arrays",
+    "assignment_deviance",
+    "bernoulli_pair_log_e",
+    "conversion_log_e",
+    "cuped_arrays",
+    "distribution_difference",
+    "early_one_sided",
+    "early_two_sided",
     "fieller_bounds",
     "guarded_variance",
     "log_e_one_sided",
@@ -57,12 +93,18 @@ __all__ = [
     "one_sided_rho2",
     "one_sided_test",
     "p_always_valid",
+    "quantile",
+    "quantile_concentration",
+    "quantile_difference",
+    "quantile_difference_log_e",
     "radius_multiplier_one_sided",
     "radius_multiplier_two_sided",
+    "ratio_means_arrays",
     "relative_lift",
     "sample_ratio",
     "sample_ratio_dirichlet",
     "sample_ratio_log_e",
+    "success_ratio",
     "summarise",
     "tuned_rho2",
 ]

@@ -26,6 +26,8 @@ def finite(name: str, value: ArrayLike) -> FloatArray:
         array = np.asarray(value, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name} must be numeric") from error
+    except OverflowError as error:
+        raise ValueError(f"{name} must be finite") from error
     if not np.isfinite(array).all():
         raise ValueError(f"{name} must be finite")
     return array

@@ -7,12 +7,15 @@ integers of any size, so merging is addition, order never matters and the varian
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stream_xp.stats._checks import step
+from stream_xp.stats._codec import decimal, integer, pack, unpack
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
+
+_TAG, _VERSION = "MOMT", 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +49,19 @@ class Moments:
             raise ValueError("q must satisfy n*q >= s*s")
 
     @classmethod
+    def empty(cls) -> Moments:
+        """Return the moments of no unit, the identity of `merge`."""
+        return EMPTY
+
+    @classmethod
     def from_values(cls, values: Iterable[int]) -> Moments:
         """Return the moments of `values`, one Python int (in quantisation steps) per unit."""
         units = tuple(values)
         return cls(n=len(units), s=sum(units), q=sum(v * v for v in units))
+
+    def merge(self, other: Moments) -> Moments:
+        """Return the moments of both sets of units together; the same as ``self + other``."""
+        return self + other
 
     def __add__(self, other: Moments) -> Moments:
         """Return the moments of both sets of units together; exact, commutative and associative."""
@@ -62,6 +74,40 @@ class Moments:
         if not isinstance(other, Moments):
             return NotImplemented
         return Moments(self.n - other.n, self.s - other.s, self.q - other.q)
+
+    def to_bytes(self) -> bytes:
+        """Return the binary form, kind "MOMT", version 1: n, s, q. Equal moments have equal bytes."""
+        return pack(_TAG, _VERSION, (self.n, self.s, self.q))
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Moments:
+        """Return the moments of a binary form.
+
+        Raises:
+            ValueError: `data` is damaged, of another kind or version, or its moments are impossible.
+
+        """
+        integers = unpack(data, _TAG, _VERSION)
+        if len(integers) != len(cls.__slots__):
+            raise ValueError(f"data must hold the 3 integers n, s and q, it holds {len(integers)}")
+        return cls(*integers)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON form: the version, and n, s and q as decimal strings."""
+        return {"version": _VERSION, "n": decimal(self.n), "s": decimal(self.s), "q": decimal(self.q)}
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Moments:
+        """Return the moments of a JSON form.
+
+        Raises:
+            ValueError: `fields` is of another version, a field is missing or no integer, or the moments are
+                impossible.
+
+        """
+        if fields.get("version") != _VERSION:
+            raise ValueError(f"version must be {_VERSION}, got {fields.get('version')!r}")
+        return cls(*(integer(fields, name) for name in ("n", "s", "q")))
 
     def mean(self, scale: float) -> float:
         """Return the mean in metric units.

@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, overload
+from functools import lru_cache
+from typing import TYPE_CHECKING, cast, overload
 
 import numpy as np
 from scipy.special import erfcx, log_ndtr
@@ -34,6 +35,8 @@ _SQRT_HALF = math.sqrt(0.5)
 _LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 _NEWTON_STEPS = 60
 _TOLERANCE = 4e-16
+_REMEMBERED = 65_536
+_THRESHOLD_LIMIT = 1e280
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,18 +76,25 @@ class Undetermined:
     reason: str
 
 
-def tuned_rho2(n_star: float, alpha: float) -> float:
+@overload
+def tuned_rho2(n_star: float, alpha: float) -> float: ...
+@overload
+def tuned_rho2(n_star: FloatArray, alpha: FloatArray | float) -> FloatArray: ...
+@overload
+def tuned_rho2(n_star: float, alpha: FloatArray) -> FloatArray: ...
+def tuned_rho2(n_star: ArrayLike, alpha: ArrayLike) -> FloatArray | float:
     """Tuning constant that makes the two-sided sequence tightest, relative to sqrt(V), at `n_star` units.
 
     rho2 = (-W_{-1}(-alpha^2/e) - 1) / n_star: with x = rho2 * n_star, the root of
-    x - log1p(x) = 2 ln(1/alpha), found by Newton from the upper bound x <= L + sqrt(2 L).
+    x - log1p(x) = 2 ln(1/alpha), found by Newton from the upper bound x <= L + sqrt(2 L). The root is found
+    once for each distinct alpha and remembered.
 
     Args:
-        n_star: planned number of units in both arms, > 0.
-        alpha: two-sided error level, in (0, 1). For a one-sided test of level a pass 2 * a.
+        n_star: planned number of units in both arms, > 0, any shape.
+        alpha: two-sided error level, in (0, 1), broadcast. For a one-sided test of level a pass 2 * a.
 
     Returns:
-        rho2 per unit, > 0.
+        rho2 per unit, > 0, of the broadcast shape.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -94,8 +104,23 @@ def tuned_rho2(n_star: float, alpha: float) -> float:
         Chatzigeorgiou (2013), IEEE Communications Letters 17(8), 1505-1508, theorem 1 (the bound).
 
     """
+    if type(n_star) in {int, float} and type(alpha) is float:
+        return _tuned_rho2(cast("float", n_star), alpha)
+    n, levels = positive("n_star", n_star), level("alpha", alpha)
+    distinct, where = np.unique(levels, return_inverse=True)
+    roots = np.array([_tuned_root(a) for a in distinct.tolist()], dtype=np.float64)
+    return _plain(roots[where].reshape(levels.shape) / n)
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _tuned_rho2(n_star: float, alpha: float) -> float:
     positive("n_star", n_star)
     level("alpha", alpha)
+    return _tuned_root(alpha) / n_star
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _tuned_root(alpha: float) -> float:
     target = -2.0 * math.log(alpha)
     x = target + math.sqrt(2.0 * target)
     for _ in range(_NEWTON_STEPS):
@@ -103,26 +128,35 @@ def tuned_rho2(n_star: float, alpha: float) -> float:
         x -= change
         if abs(change) <= _TOLERANCE * x:
             break
-    return x / n_star
+    return x
 
 
-def one_sided_rho2(n_star: float, alpha: float) -> float:
+@overload
+def one_sided_rho2(n_star: float, alpha: float) -> float: ...
+@overload
+def one_sided_rho2(n_star: FloatArray, alpha: FloatArray | float) -> FloatArray: ...
+@overload
+def one_sided_rho2(n_star: float, alpha: FloatArray) -> FloatArray: ...
+def one_sided_rho2(n_star: ArrayLike, alpha: ArrayLike) -> FloatArray | float:
     """Tuning constant of a one-sided test of level `alpha`: that of the two-sided one at 2 * alpha.
 
     Args:
-        n_star: planned number of units in both arms, > 0.
-        alpha: one-sided error level, in (0, 0.5).
+        n_star: planned number of units in both arms, > 0, any shape.
+        alpha: one-sided error level, in (0, 0.5), broadcast.
 
     Returns:
-        rho2 per unit, > 0.
+        rho2 per unit, > 0, of the broadcast shape.
 
     Raises:
         ValueError: an argument is out of its range.
 
     """
-    if not 0 < alpha < 0.5:
+    if type(n_star) in {int, float} and type(alpha) is float and 0 < alpha < 0.5:
+        return _tuned_rho2(cast("float", n_star), 2.0 * alpha)
+    levels = finite("alpha", alpha)
+    if not ((levels > 0) & (levels < 0.5)).all():
         raise ValueError("alpha must lie strictly between 0 and 0.5 for a one-sided test")
-    return tuned_rho2(n_star, 2.0 * alpha)
+    return tuned_rho2(positive("n_star", n_star), 2.0 * levels)
 
 
 @overload
@@ -180,6 +214,39 @@ def radius_multiplier_two_sided(k: ArrayLike, alpha: ArrayLike) -> FloatArray | 
     """
     k = positive("k", k)
     return _plain(np.sqrt(np.log1p(k) - 2.0 * np.log(level("alpha", alpha))) * _widening(k))
+
+
+@overload
+def radius_multiplier_at(k: float, log_threshold: float) -> float: ...
+@overload
+def radius_multiplier_at(k: FloatArray, log_threshold: FloatArray | float) -> FloatArray: ...
+@overload
+def radius_multiplier_at(k: float, log_threshold: FloatArray) -> FloatArray: ...
+def radius_multiplier_at(k: ArrayLike, log_threshold: ArrayLike) -> FloatArray | float:
+    """Half width, in standard errors, at which the two-sided log e-value reaches any given threshold.
+
+    sqrt((1 + 1/K) * (log1p(K) + 2 t)), and 0 where the log e-value is above t even at z = 0: the set
+    {z: log_e_two_sided(z, K) < t} is then empty. With t = ln(1/alpha) it is `radius_multiplier_two_sided`.
+    For a mixture of this e-value with another one, whose threshold is then not 1/alpha.
+
+    Args:
+        k: K = N * rho2, > 0, any shape.
+        log_threshold: t, finite, of either sign, at most 1e280 in size, broadcast against `k`.
+
+    Returns:
+        The multiplier, >= 0, of the broadcast shape.
+
+    Raises:
+        ValueError: an argument is out of its range.
+
+    Source:
+        Howard et al. (2021), two-sided normal mixture.
+
+    """
+    k, threshold = positive("k", k), finite("log_threshold", log_threshold)
+    if (np.abs(threshold) > _THRESHOLD_LIMIT).any():
+        raise ValueError(f"log_threshold must be at most {_THRESHOLD_LIMIT} in size")
+    return _plain(np.sqrt(np.maximum(np.log1p(k) + 2.0 * threshold, 0.0)) * _widening(k))
 
 
 @overload
@@ -288,15 +355,21 @@ def _log_scaled_ndtr(x: FloatArray) -> FloatArray:
 
 def _root_of_scaled_ndtr(target: FloatArray) -> FloatArray:
     # The x >= 0 with x^2/2 + ln Phi(x) = target, for target > -ln 2; there is one, as the left side
-    # increases from -ln 2 at x = 0.
-    x: FloatArray = np.sqrt(2.0 * np.logaddexp(0.0, target))
+    # increases from -ln 2 at x = 0. Each element stops at its own last step, so that it never depends on
+    # the others that are computed with it.
+    flat = np.asarray(target, dtype=np.float64).reshape(-1)
+    roots: FloatArray = np.sqrt(2.0 * np.logaddexp(0.0, flat))
+    open_, x = np.arange(flat.size), roots
     for _ in range(_NEWTON_STEPS):
         height = 0.5 * x * x + log_ndtr(x)
-        change = (height - target) / (x + np.exp(-height - _LOG_SQRT_2PI))
+        change = (height - flat[open_]) / (x + np.exp(-height - _LOG_SQRT_2PI))
         x = np.maximum(x - change, 0.0)
-        if (np.abs(change) <= _TOLERANCE * np.maximum(x, 1.0)).all():
+        roots[open_] = x
+        moving = np.abs(change) > _TOLERANCE * np.maximum(x, 1.0)
+        if not moving.any():
             break
-    return x
+        open_, x = open_[moving], x[moving]
+    return roots.reshape(np.shape(target))
 
 
 def _plain(value: FloatArray) -> FloatArray | float:

@@ -1,8 +1,17 @@
 """Sequential tests of the sample ratio: whether the arms get the shares that their weights promise.
 
 Units are counted once, at their first valid exposure. Under the null hypothesis each unit falls into arm a
-of its weight epoch e with probability weights[e, a], whatever came before; both tests are then exact at
-every n and under every way of looking.
+of its weight epoch e with probability weights[e, a], whatever came before; all tests here are then exact at
+every n and under every way of looking. An e-value alone says that the shares are wrong, not by how much:
+report it with the observed shares, and with two arms with the confidence sequence of the log odds.
+
+Two mixtures, both over one or several weight epochs:
+
+* tilt: the odds of an arm are multiplied by exp(delta) in every epoch, delta ~ N(0, sd^2). The default: a
+  defect of the assignment moves all epochs alike, and the mixture learns from all of them together;
+* Dirichlet: the shares of each epoch are drawn around the weights with a concentration k; a new epoch
+  starts from the prior again, and the log e-values of the epochs add up. Finds any pattern, more slowly
+  when there are many epochs.
 
 Source: Lindon and Malek (2022), Anytime-valid inference for multinomial count data, NeurIPS 35,
 arXiv:2011.03567 (Dirichlet mixture). The tilt mixture, which stays exact when the weights change, is the
@@ -16,24 +25,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.special import gammaln
 
-from stream_xp.stats._checks import FloatArray, finite, positive
+from stream_xp.stats import _tilt
+from stream_xp.stats._checks import FloatArray, level
+from stream_xp.stats._counts import epochs, spread, strength
+from stream_xp.stats._dirichlet import log_mixture_ratio
 from stream_xp.stats.normal_mixture import Undetermined, p_always_valid
 
 if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
+    from numpy.typing import ArrayLike, NDArray
 
 TILT_SD = 0.1
 CONCENTRATION = 100.0
 NO_UNITS = "no unit has been counted"
-
-_NODES, _NODE_WEIGHTS = np.polynomial.hermite.hermgauss(61)
-# Weights for an integrand without its Gaussian factor.
-_LOG_NODE_WEIGHTS = np.log(_NODE_WEIGHTS) + _NODES**2
-_MODE_STEPS = 200
-_BLOCK_ELEMENTS = 250_000
-_COUNT_LIMIT = 2**53
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,16 +58,67 @@ class SampleRatio:
     expected_shares: tuple[float, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class SampleShares:
+    """Units counted and units promised, per arm, summed over the epochs.
+
+    Attributes:
+        observed_counts: (..., K), units.
+        expected_counts: (..., K), units that the weights promise for these epoch totals.
+        observed_shares: (..., K), sums to 1; 0 without units.
+        expected_shares: (..., K), sums to 1; 0 without units.
+        determined: (...), whether there are units.
+
+    """
+
+    observed_counts: FloatArray
+    expected_counts: FloatArray
+    observed_shares: FloatArray
+    expected_shares: FloatArray
+    determined: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class LogRatio:
+    """Evidence about delta, the log of how much larger the odds of an arm are than its weights promise.
+
+    For units delta is the log odds ratio of the sample ratio; for events, the log of the ratio of the rates
+    of two arms. Every field is a float for one look, or an array over looks.
+
+    Attributes:
+        log_e: natural logarithm of the e-value against the null hypothesis; finite, 0 if undetermined.
+        estimate: the tilt of the largest likelihood; -inf or +inf while one arm has no count, 0 if
+            undetermined.
+        lower: lower end of the confidence sequence, -inf where unbounded.
+        upper: upper end of the confidence sequence, +inf where unbounded.
+        determined: whether there is any count.
+
+    """
+
+    log_e: FloatArray | float
+    estimate: FloatArray | float
+    lower: FloatArray | float
+    upper: FloatArray | float
+    determined: NDArray[np.bool_] | bool
+
+    @property
+    def p_always_valid(self) -> FloatArray | float:
+        """The always-valid p of this look, min(1, exp(-log_e)), in [0, 1]."""
+        p: FloatArray | float = p_always_valid(np.asarray(self.log_e))
+        return p
+
+
 def sample_ratio(counts: ArrayLike, weights: ArrayLike, *, sd: float = TILT_SD) -> SampleRatio | Undetermined:
     """Test the sample ratio over weight epochs by the tilt mixture.
 
     Args:
         counts: (E, K) integers, units of each epoch and arm, >= 0 and below 2**53.
         weights: (E, K) weights; rows sum to 1 within 1e-9; above 0 wherever there is a count.
-        sd: standard deviation of the tilt (a log odds ratio) under the mixture, > 0; fixed in advance.
+        sd: standard deviation of the tilt (a log odds ratio) under the mixture, 1e-6 to 100; fixed in
+            advance.
 
     Returns:
-        The evidence, or Undetermined while no unit is counted.
+        The evidence, or Undetermined while no unit is counted. Exact at every n.
 
     Raises:
         ValueError: an argument breaks a rule above.
@@ -72,171 +127,196 @@ def sample_ratio(counts: ArrayLike, weights: ArrayLike, *, sd: float = TILT_SD) 
         See `sample_ratio_log_e`.
 
     """
-    n, rho = _checked(counts, weights)
+    n, _ = epochs(counts, weights)
     if n.ndim != 2:
         raise ValueError(f"counts must have the shape (E, K), got {n.shape}")
-    log_e = sample_ratio_log_e(counts, weights, sd=sd)
-    return _report(float(log_e), n, rho)
+    return _report(sample_ratio_log_e(counts, weights, sd=sd), sample_shares(counts, weights))
 
 
 def sample_ratio_log_e(counts: ArrayLike, weights: ArrayLike, *, sd: float = TILT_SD) -> FloatArray:
-    """Log e-value of the tilt mixture, for many looks at once.
+    """Log e-value of the tilt mixture, for many experiments or looks at once.
 
     ln of the integral of prod_e prod_a (exp(delta_a) / sum_b rho_eb exp(delta_b))^n_ea over N(0, sd^2),
     where delta tilts one arm against the rest; with more than two arms the e-values of the tilts of every
     arm are averaged. With two arms both tilts are the same by symmetry.
 
-    The integrand is log-concave and, for many units, far narrower than the prior; the 61 Gauss-Hermite
-    nodes are therefore centred on its mode and scaled by its curvature there.
-
     Args:
         counts: (..., E, K) integers, units of each epoch and arm, >= 0 and below 2**53.
-        weights: (E, K) weights; rows sum to 1 within 1e-9; above 0 wherever there is a count.
-        sd: standard deviation of the tilt under the mixture, > 0; fixed in advance.
+        weights: (E, K) or (..., E, K) weights; rows sum to 1 within 1e-9; above 0 wherever there is a
+            count. A row of zeros pads an experiment with fewer epochs.
+        sd: standard deviation of the tilt under the mixture, 1e-6 to 100; fixed in
+            advance.
 
     Returns:
-        Array of the shape of `counts` without its last two axes (0-d for one look); finite.
+        Array of the broadcast shape without the last two axes (0-d for one look); finite. Exact at every n.
 
     Raises:
         ValueError: an argument breaks a rule above.
 
     Source:
-        Tilt mixture with a normal prior; adaptive quadrature after Naylor and Smith (1982), Journal of the
-        Royal Statistical Society C 31(3), 214-225.
+        Tilt mixture with a normal prior: the method of mixtures of Lindon and Malek (2022) on the tilts of
+        each unit's own weights; quadrature between the points where the integrand has become negligible.
 
     """
-    n, rho = _checked(counts, weights)
-    precision = 1.0 / float(positive("sd", sd)) ** 2
-    totals = n.sum(axis=-1)
-    arms = 1 if rho.shape[1] == 2 else rho.shape[1]
-    tilts = [_tilt_log_e(n[..., a], totals, rho=rho[:, a], precision=precision) for a in range(arms)]
-    return np.asarray(np.logaddexp.reduce(tilts, axis=0) - math.log(arms))
+    n, rho = epochs(counts, weights)
+    arms = 1 if rho.shape[-1] == 2 else rho.shape[-1]
+    hits, shares = (np.moveaxis(values[..., :arms], -1, 0) for values in np.broadcast_arrays(n, rho))
+    found = _tilt.mixture(_tilt.labels(hits, n.sum(axis=-1), shares), sd=spread(sd))
+    log_e = found.log_e(np.zeros(found.mode.shape))
+    return np.asarray(np.logaddexp.reduce(log_e, axis=0) - math.log(arms))
+
+
+def sample_ratio_log_odds(
+    counts: ArrayLike, weights: ArrayLike, *, alpha: float, sd: float = TILT_SD
+) -> LogRatio | Undetermined:
+    """Confidence sequence of the log odds ratio delta of two arms, dual to the tilt mixture.
+
+    delta is how much larger the log odds of the second arm are than its weights promise, the same in every
+    epoch. A value is in the sequence exactly when the tilt mixture does not reject it.
+
+    Args:
+        counts: (..., E, 2) integers, units of each epoch and arm, >= 0 and below 2**53.
+        weights: (E, 2) or (..., E, 2) weights, as in `sample_ratio_log_e`.
+        alpha: error level, in (0, 1).
+        sd: standard deviation of the tilt under the mixture, 1e-6 to 100; fixed in
+            advance.
+
+    Returns:
+        The evidence, with `log_e` against delta = 0; Undetermined for one look without units. Exact at
+        every n if the odds are off by the same factor in every epoch.
+
+    Raises:
+        ValueError: an argument breaks a rule above, or there are not two arms.
+
+    Source:
+        See `sample_ratio_log_e`; inverted by the concavity of its log-likelihood.
+
+    """
+    n, rho = epochs(counts, weights)
+    if rho.shape[-1] != 2:
+        raise ValueError(f"weights must have two arms, got {rho.shape[-1]}")
+    hits, shares = (values[..., 1] for values in np.broadcast_arrays(n, rho))
+    return tilt_log_ratio(_tilt.labels(hits, n.sum(axis=-1), shares), alpha=alpha, sd=sd, reason=NO_UNITS)
 
 
 def sample_ratio_dirichlet(
     counts: ArrayLike, weights: ArrayLike, *, concentration: float = CONCENTRATION
 ) -> SampleRatio | Undetermined:
-    """Test the sample ratio under constant weights by the Dirichlet mixture.
-
-    log e = ln B(k rho + n) - ln B(k rho) - sum_a n_a ln rho_a, rearranged around the expected counts so
-    that no large terms cancel.
+    """Test the sample ratio by the Dirichlet mixture, restarted in every weight epoch.
 
     Args:
-        counts: (K,) integers, units of each arm, >= 0 and below 2**53.
-        weights: (K,) weights that sum to 1 within 1e-9; above 0 wherever there is a count.
-        concentration: k, > 0; smaller finds gross mismatch sooner, larger a subtle one; fixed in advance.
+        counts: (K,) or (E, K) integers, units of each arm, >= 0 and below 2**53.
+        weights: weights of the same shape; rows sum to 1 within 1e-9; above 0 wherever there is a count.
+        concentration: k, 1e-6 to 1e12; smaller finds gross mismatch sooner, larger a subtle one; fixed in advance.
 
     Returns:
-        The evidence, or Undetermined while no unit is counted.
+        The evidence, or Undetermined while no unit is counted. Exact at every n.
 
     Raises:
         ValueError: an argument breaks a rule above.
 
     Source:
-        Lindon and Malek (2022), Dirichlet-multinomial mixture.
+        See `sample_ratio_dirichlet_log_e`.
 
     """
-    n, rho = _checked(np.asarray(counts)[np.newaxis], np.asarray(weights)[np.newaxis])
-    k = float(positive("concentration", concentration))
-    live = rho[0] > 0
-    return _report(_dirichlet_log_e(n[0][live], rho[0][live], k=k), n, rho)
+    rows, rho = (np.atleast_2d(np.asarray(values)) for values in (counts, weights))
+    log_e = sample_ratio_dirichlet_log_e(rows, rho, concentration=concentration)
+    if log_e.ndim:
+        raise ValueError(f"counts must have the shape (K,) or (E, K), got {rows.shape}")
+    return _report(log_e, sample_shares(rows, rho))
 
 
-def _checked(counts: ArrayLike, weights: ArrayLike) -> tuple[FloatArray, FloatArray]:
-    n, rho = np.asarray(counts), finite("weights", weights)
-    if rho.ndim != 2 or rho.shape[1] < 2 or not rho.shape[0]:
-        raise ValueError("weights must have one row per epoch and at least two arms")
-    if n.shape[-2:] != rho.shape:
-        raise ValueError(f"counts must end in the shape of weights {rho.shape}, got {n.shape}")
-    if not np.issubdtype(n.dtype, np.integer):
-        raise ValueError("counts must be integers")
-    if (n < 0).any() or (n >= _COUNT_LIMIT).any():
-        raise ValueError("counts must not be negative and must be below 2**53")
-    if not ((rho >= 0) & (rho <= 1)).all() or (np.abs(rho.sum(axis=1) - 1.0) > 1e-9).any():
-        raise ValueError("weights must lie in [0, 1] and each row must sum to 1 within 1e-9")
-    if ((n > 0) & (rho == 0)).any():
-        raise ValueError("weights must be greater than 0 wherever counts are")
-    return n.astype(np.float64), rho / rho.sum(axis=1, keepdims=True)
+def sample_ratio_dirichlet_log_e(
+    counts: ArrayLike, weights: ArrayLike, *, concentration: float = CONCENTRATION
+) -> FloatArray:
+    """Log e-value of the Dirichlet mixture, for many experiments or looks at once.
+
+    sum_e [ln B(k rho_e + n_e) - ln B(k rho_e) - sum_a n_ea ln rho_ea], rearranged around the expected
+    counts so that no large terms cancel.
+
+    Args:
+        counts: (..., E, K) integers, units of each epoch and arm, >= 0 and below 2**53.
+        weights: (E, K) or (..., E, K) weights, as in `sample_ratio_log_e`.
+        concentration: k, 1e-6 to 1e12, fixed in advance.
+
+    Returns:
+        Array of the broadcast shape without the last two axes (0-d for one look); finite. Exact at every n.
+
+    Raises:
+        ValueError: an argument breaks a rule above.
+
+    Source:
+        Lindon and Malek (2022), Dirichlet-multinomial mixture; epochs multiply because each starts from its
+        prior, independent of what came before.
+
+    """
+    n, rho = epochs(counts, weights)
+    k = strength(concentration)
+    counted = np.where((rho > 0).any(axis=-1, keepdims=True), rho, 1.0 / rho.shape[-1])  # padding: e = 1
+    return np.asarray(log_mixture_ratio(n, counted, prior=k * counted).sum(axis=-1))
 
 
-def _report(log_e: float, n: FloatArray, rho: FloatArray) -> SampleRatio | Undetermined:
-    totals = n.sum(axis=1)
-    total = totals.sum()
-    if total == 0:
+def sample_shares(counts: ArrayLike, weights: ArrayLike) -> SampleShares:
+    """Observed and promised units per arm, the effect size that belongs to the e-value.
+
+    Args:
+        counts: (..., E, K) integers, units of each epoch and arm, >= 0 and below 2**53.
+        weights: (E, K) or (..., E, K) weights, as in `sample_ratio_log_e`.
+
+    Raises:
+        ValueError: an argument breaks a rule above.
+
+    """
+    n, rho = epochs(counts, weights)
+    observed, expected = n.sum(axis=-2), (n.sum(axis=-1, keepdims=True) * rho).sum(axis=-2)
+    total = observed.sum(axis=-1, keepdims=True)
+    units = np.maximum(total, 1.0)
+    return SampleShares(observed, expected, observed / units, expected / units, total[..., 0] > 0)
+
+
+def tilt_log_ratio(data: _tilt.Labels, *, alpha: float, sd: float, reason: str) -> LogRatio | Undetermined:
+    """Two-sided evidence about a common tilt of labelled counts; the part that units and events share.
+
+    Args:
+        data: hits are the counts of the second arm.
+        alpha: error level, in (0, 1).
+        sd: standard deviation of the tilt under the mixture, > 0.
+        reason: of the answer when one look has no count.
+
+    Raises:
+        ValueError: `alpha` or `sd` is out of its range.
+
+    """
+    threshold = -math.log(float(level("alpha", alpha)))
+    found = _tilt.mixture(data, sd=spread(sd))
+    lower, upper = _tilt.bounds(found, log_threshold=threshold)
+    total = (data.hits + data.misses).sum(axis=-1)
+    return log_ratio(
+        found.log_e(np.zeros(total.shape)), _tilt.peak(data), (lower, upper), total=total, reason=reason
+    )
+
+
+def log_ratio(
+    log_e: FloatArray,
+    estimate: FloatArray,
+    bounds: tuple[FloatArray, FloatArray],
+    *,
+    total: FloatArray,
+    reason: str,
+) -> LogRatio | Undetermined:
+    """Assemble a `LogRatio`: floats for one look, Undetermined if that look has no count."""
+    determined = total > 0
+    log_e = np.where(determined, log_e, 0.0)
+    lower, upper = np.where(determined, bounds[0], -np.inf), np.where(determined, bounds[1], np.inf)
+    if total.ndim:
+        return LogRatio(log_e, estimate, lower, upper, determined)
+    if not determined:
+        return Undetermined(reason)
+    return LogRatio(float(log_e), float(estimate), float(lower), float(upper), determined=True)
+
+
+def _report(log_e: FloatArray, shares: SampleShares) -> SampleRatio | Undetermined:
+    if not shares.determined:
         return Undetermined(NO_UNITS)
-    observed, expected = n.sum(axis=0) / total, totals @ rho / total
-    return SampleRatio(log_e, p_always_valid(log_e), tuple(observed.tolist()), tuple(expected.tolist()))
-
-
-def _tilt_log_e(n: FloatArray, totals: FloatArray, *, rho: FloatArray, precision: float) -> FloatArray:
-    # Log e-value of tilting one arm: n, totals (..., E), rho (E,); result (...).
-    open_ = (rho > 0) & (rho < 1)  # elsewhere a tilt changes nothing
-    n, totals, rho = n[..., open_], totals[..., open_], rho[open_]
-    mode = _tilt_mode(n, totals, rho=rho, precision=precision)
-    width = math.sqrt(2.0) / np.sqrt(_curvature(mode, totals, rho=rho, precision=precision))
-    log_e = np.full(mode.shape, -np.inf)
-    for block in np.array_split(np.arange(len(_NODES)), 1 + len(_NODES) * n.size // _BLOCK_ELEMENTS):
-        delta = mode[..., np.newaxis] + width[..., np.newaxis] * _NODES[block]
-        heights = _log_likelihood(delta, n, totals, rho=rho) - 0.5 * precision * delta * delta
-        log_e = np.logaddexp(log_e, np.logaddexp.reduce(heights + _LOG_NODE_WEIGHTS[block], axis=-1))
-    return np.asarray(log_e + np.log(width) + 0.5 * math.log(precision / (2.0 * math.pi)))
-
-
-def _tilt_mode(n: FloatArray, totals: FloatArray, *, rho: FloatArray, precision: float) -> FloatArray:
-    # The highest posterior density: Newton inside a bracket, bisection where a step would leave it or
-    # shrinks slower than by half.
-    edge = (n - totals * rho).sum(axis=-1) / precision  # the curvature is at least the prior's
-    low, high, mode = np.minimum(edge, 0.0), np.maximum(edge, 0.0), np.zeros(edge.shape)
-    moved = np.full(edge.shape, np.inf)
-    for _ in range(_MODE_STEPS):
-        slope = (n - totals * _tilted_share(mode, rho)).sum(axis=-1) - precision * mode
-        low, high = np.where(slope > 0, mode, low), np.where(slope < 0, mode, high)
-        newton = mode + slope / _curvature(mode, totals, rho=rho, precision=precision)
-        good = (newton >= low) & (newton <= high) & (np.abs(newton - mode) <= 0.5 * moved)
-        after = np.where(good, newton, 0.5 * (low + high))
-        moved, mode = np.abs(after - mode), after
-        if (moved <= 1e-12 * (1.0 + np.abs(mode))).all():
-            break
-    return mode
-
-
-def _curvature(delta: FloatArray, totals: FloatArray, *, rho: FloatArray, precision: float) -> FloatArray:
-    share = _tilted_share(delta, rho)
-    return np.asarray((totals * share * (1.0 - share)).sum(axis=-1) + precision)
-
-
-def _tilted_share(delta: FloatArray, rho: FloatArray) -> FloatArray:
-    # rho e^delta / (1 - rho + rho e^delta): delta (...), rho (E,), result (..., E).
-    log_odds = np.log(rho) - np.log1p(-rho) + delta[..., np.newaxis]
-    return np.asarray(np.exp(-np.logaddexp(0.0, -log_odds)))
-
-
-def _log_likelihood(delta: FloatArray, n: FloatArray, totals: FloatArray, *, rho: FloatArray) -> FloatArray:
-    # sum_e n_e delta - N_e ln(1 - rho_e + rho_e e^delta), centred so that large counts keep their digits;
-    # delta (..., J); n, totals (..., E); rho (E,); result (..., J).
-    d, n, totals = delta[..., np.newaxis], n[..., np.newaxis, :], totals[..., np.newaxis, :]
-    log_sum = np.log1p(rho * np.expm1(np.clip(d, -1.0, 1.0)))
-    if np.abs(d).max(initial=0.0) > 1.0:
-        far = np.logaddexp(np.log1p(-rho), np.log(rho) + d)
-        log_sum = np.where(np.abs(d) <= 1.0, log_sum, far)
-    return np.asarray(((n - totals * rho) * d - totals * (log_sum - rho * d)).sum(axis=-1))
-
-
-def _dirichlet_log_e(n: FloatArray, rho: FloatArray, *, k: float) -> float:
-    # With ln Gamma(x) = (x - 1/2) ln x - x + ln(2 pi)/2 + c(x) at x_a = k rho_a + n_a and X = k + n, the
-    # terms of order n collapse to sum_a x_a ln(x_a / (X rho_a)), and x_a - X rho_a = n_a - n rho_a.
-    x, prior = n + k * rho, k * rho
-    top, total = n.sum() + k, n.sum()
-    main = float((x * np.log1p((n - total * rho) / (top * rho))).sum() + (prior * np.log(rho)).sum())
-    half = 0.5 * (math.log(top) - float(np.log(x).sum())) + 0.5 * (len(n) - 1) * math.log(2.0 * math.pi)
-    rest = float(_stirling_rest(x).sum() - _stirling_rest(np.asarray(top)))
-    return main + half + rest + float(gammaln(k) - gammaln(prior).sum())
-
-
-def _stirling_rest(x: FloatArray) -> FloatArray:
-    # c(x) = ln Gamma(x) - ((x - 1/2) ln x - x + ln(2 pi)/2), by its series where that is exact.
-    big = np.maximum(x, 16.0)
-    series = (1.0 - (1.0 / 30.0 - (1.0 / 105.0 - 1.0 / (140.0 * big**2)) / big**2) / big**2) / (12.0 * big)
-    small = np.minimum(x, 16.0)
-    direct = gammaln(small) - ((small - 0.5) * np.log(small) - small + 0.5 * math.log(2.0 * math.pi))
-    return np.asarray(np.where(x >= 16.0, series, direct))
+    observed, expected = (tuple(s.tolist()) for s in (shares.observed_shares, shares.expected_shares))
+    return SampleRatio(float(log_e), p_always_valid(float(log_e)), observed, expected)

@@ -27,7 +27,12 @@ from stream_xp.stats import (
     summarise,
     tuned_rho2,
 )
-from stream_xp.stats.mean_difference import NO_VARIANCE, TOO_FEW_UNITS, UNBOUNDED_LIFT
+from stream_xp.stats.mean_difference import (
+    NO_VARIANCE,
+    TOO_FEW_UNITS,
+    UNBOUNDED_LIFT,
+    relative_lift_delta,
+)
 
 ALPHA = 0.05
 RHO2 = tuned_rho2(1000, ALPHA)
@@ -390,3 +395,109 @@ GOOD = ArmMeans(1.0, 1.0, 0.1, 0.1, 100)
 def test_bad_arguments_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+# ---- means that share an error -----------------------------------------------------------------------
+
+SHARED = st.builds(
+    replace,
+    MEANS,
+    control_loading=st.floats(-20, 20),
+    treatment_loading=st.floats(-20, 20),
+)
+
+
+def excess_and_variance(means, lift):
+    factor = 1 + lift * math.copysign(1, means.control_mean)
+    shared = means.treatment_loading - factor * means.control_loading
+    variance = means.treatment_variance + factor**2 * means.control_variance + shared**2
+    return means.treatment_mean - factor * means.control_mean, variance
+
+
+@settings(deadline=None)
+@given(SHARED)
+def test_a_shared_error_counts_as_it_is_loaded(means):
+    difference = mean_difference(means, alpha=ALPHA, rho2=RHO2)
+    half = math.sqrt(excess_and_variance(means, 0.0)[1]) * radius_multiplier_two_sided(means.n * RHO2, ALPHA)
+    assert difference.upper - difference.estimate == pytest.approx(half, rel=1e-12, abs=1e-12)
+    test = one_sided(means, margin=0.1, margin_kind="relative")
+    excess, variance = excess_and_variance(means, 0.1)
+    radius = math.sqrt(variance) * radius_multiplier_one_sided(means.n * SIDED, ALPHA)
+    assert test.estimate == pytest.approx(excess, rel=1e-9, abs=1e-9)
+    assert test.lower == pytest.approx(excess - radius, rel=1e-9, abs=1e-9)
+
+
+@settings(deadline=None)
+@given(SHARED)
+def test_lift_of_means_with_a_shared_error_holds_exactly_what_is_not_rejected(means):
+    evidence = relative_lift(means, alpha=ALPHA, rho2=RHO2)
+    c = radius_multiplier_two_sided(means.n * RHO2, ALPHA)
+    noise = math.hypot(math.sqrt(means.control_variance), means.control_loading)
+    if isinstance(evidence, Undetermined):
+        assert abs(means.control_mean) <= c * noise * (1 + 1e-9)
+        return
+    slack = 1e-5 * (evidence.upper - evidence.lower)
+    for lift, inside in (
+        (evidence.lower - slack, False),
+        (evidence.lower + slack, True),
+        (evidence.upper - slack, True),
+        (evidence.upper + slack, False),
+    ):
+        excess, variance = excess_and_variance(means, lift)
+        assert (excess**2 <= c**2 * variance) == inside
+
+
+def test_an_error_that_both_share_alike_is_no_error_of_the_difference():
+    plain = ArmMeans(10.0, 11.0, 0.1, 0.2, 500)
+    shared = replace(plain, control_loading=4.0, treatment_loading=4.0)
+    rule = {"alpha": ALPHA, "rho2": RHO2}
+    assert mean_difference(shared, **rule) == mean_difference(plain, **rule)
+    assert relative_lift(shared, **rule) == Undetermined(UNBOUNDED_LIFT)
+
+
+# ---- lift by the delta method ------------------------------------------------------------------------
+
+
+@settings(deadline=None)
+@given(SHARED)
+def test_delta_lift_is_the_kernel_on_the_linearised_lift_and_dual(means):
+    evidence = relative_lift_delta(means, alpha=ALPHA, rho2=RHO2)
+    size, ratio = abs(means.control_mean), means.treatment_mean / means.control_mean
+    shared = (means.treatment_loading - ratio * means.control_loading) ** 2
+    variance = (
+        means.treatment_variance / size**2 + means.control_variance * ratio**2 / size**2 + shared / size**2
+    )
+    half = math.sqrt(variance) * radius_multiplier_two_sided(means.n * RHO2, ALPHA)
+    assert evidence.estimate == pytest.approx((means.treatment_mean - means.control_mean) / size, rel=1e-12)
+    assert evidence.upper - evidence.lower == pytest.approx(2 * half, rel=1e-9)
+    if abs(abs(evidence.estimate) - half) > 1e-9 * half:
+        outside = not evidence.lower <= 0 <= evidence.upper
+        assert (evidence.log_e >= math.log(1 / ALPHA)) == outside
+
+
+def test_delta_and_fieller_agree_once_the_control_mean_is_certain():
+    means = ArmMeans(10.0, 10.5, 1e-8, 1e-8, 10**6)
+    fieller, delta = (f(means, alpha=ALPHA, rho2=RHO2) for f in (relative_lift, relative_lift_delta))
+    assert (delta.lower, delta.upper) == pytest.approx((fieller.lower, fieller.upper), rel=1e-6)
+
+
+@pytest.mark.parametrize("control_mean", [0.0, 5e-324, -1e-320])
+def test_delta_lift_of_a_control_mean_of_zero_is_undetermined(control_mean):
+    means = ArmMeans(control_mean, 1.0, 0.01, 0.01, 1000)
+    assert relative_lift_delta(means, alpha=ALPHA, rho2=RHO2) == Undetermined(UNBOUNDED_LIFT)
+
+
+def test_extreme_standardised_effects_saturate():
+    means = ArmMeans(0.0, 1e300, 1e-320, 1e-320, 10**12)
+    assert math.isfinite(mean_difference(means, alpha=ALPHA, rho2=RHO2).log_e)
+    assert math.isfinite(one_sided(means, side="below").log_e)
+
+
+@pytest.mark.parametrize("name", ["control_loading", "treatment_loading"])
+def test_a_loading_that_is_not_finite_is_refused(name):
+    with pytest.raises(ValueError, match=f"{name} must be finite"):
+        replace(GOOD, **{name: math.inf})
+    with pytest.raises(ValueError, match="alpha must lie"):
+        relative_lift_delta(GOOD, alpha=0.0, rho2=1.0)
+    with pytest.raises(ValueError, match="rho2 must be greater than 0"):
+        relative_lift_delta(replace(GOOD, control_mean=0.0), alpha=0.1, rho2=0.0)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from fractions import Fraction
 
 import pytest
@@ -7,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stream_xp.stats import EMPTY, Moments
+from stream_xp.stats._codec import pack
 
 VALUES = st.lists(st.integers(-(10**20), 10**20), max_size=30)
 
@@ -104,3 +106,50 @@ def test_adding_anything_else_is_a_type_error():
         _ = EMPTY + 1
     with pytest.raises(TypeError):
         _ = EMPTY - 1
+
+
+# ---- monoid and written forms ------------------------------------------------------------------------
+
+
+@settings(deadline=None)
+@given(VALUES, VALUES)
+def test_merge_is_addition_and_empty_its_identity(a, b):
+    x, y = Moments.from_values(a), Moments.from_values(b)
+    assert x.merge(y) == x + y == y.merge(x)
+    assert x.merge(Moments.empty()) == Moments.empty().merge(x) == x
+    assert Moments.empty() == EMPTY
+
+
+@settings(deadline=None)
+@given(VALUES)
+def test_both_written_forms_round_trip_and_are_canonical(values):
+    moments = Moments.from_values(values)
+    again = Moments.from_values(values[::-1])
+    assert Moments.from_bytes(moments.to_bytes()) == moments
+    assert Moments.from_json(json.loads(json.dumps(moments.to_json()))) == moments
+    assert again.to_bytes() == moments.to_bytes()
+    assert again.to_json() == moments.to_json()
+
+
+def test_the_written_forms_are_these():
+    moments = Moments.from_values([3, -5])
+    assert moments.to_bytes()[:5] == b"MOMT\x01"
+    assert moments.to_json() == {"version": 1, "n": "2", "s": "-2", "q": "34"}
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: Moments.from_bytes(pack("MOMT", 1, (1, 2))), "data must hold the 3 integers n, s and q"),
+        (lambda: Moments.from_bytes(pack("MOMT", 1, (2, 3, 4))), r"q must satisfy n\*q >= s\*s"),
+        (lambda: Moments.from_bytes(pack("MOMT", 2, (1, 2, 4))), "data must be of version 1"),
+        (lambda: Moments.from_bytes(pack("CRSM", 1, (1, 2, 4))), "data must be a statistic of kind 'MOMT'"),
+        (lambda: Moments.from_bytes(b"MOMT"), "data must be a whole binary statistic"),
+        (lambda: Moments.from_json({"n": 1, "s": 2, "q": 4}), "version must be 1, got None"),
+        (lambda: Moments.from_json({"version": 1, "n": 1, "s": 2}), "q must be an integer"),
+        (lambda: Moments.from_json({"version": 1, "n": -1, "s": 0, "q": 0}), "n must not be negative"),
+    ],
+)
+def test_bad_written_forms_are_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

@@ -19,6 +19,7 @@ from stream_xp.stats import (
     radius_multiplier_two_sided,
     tuned_rho2,
 )
+from stream_xp.stats.normal_mixture import radius_multiplier_at
 
 K = st.floats(1e-6, 1e12)
 ALPHA = st.floats(1e-12, 0.999)
@@ -195,3 +196,83 @@ def test_always_valid_p():
 def test_bad_arguments_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+# ---- arrays of tuning constants, remembered roots, any threshold ---------------------------------------
+
+
+def test_tuning_of_arrays_is_that_of_each_element():
+    n, alpha = np.array([[100.0], [5000.0]]), np.array([0.01, 0.05, 0.05])
+    table, one = tuned_rho2(n, alpha), one_sided_rho2(n, alpha)
+    assert table.shape == one.shape == (2, 3)
+    for i in range(2):
+        for j in range(3):
+            assert table[i, j] == tuned_rho2(float(n[i, 0]), float(alpha[j]))
+            assert one[i, j] == one_sided_rho2(float(n[i, 0]), float(alpha[j]))
+    assert tuned_rho2(np.array([]), 0.05).shape == (0,)
+    assert type(tuned_rho2(100, 0.05)) is type(tuned_rho2(np.float64(100), 0.05)) is float
+    assert tuned_rho2(100, 0.05) == tuned_rho2(100.0, 0.05) == tuned_rho2(np.float64(100), np.float64(0.05))
+
+
+def test_remembered_roots_still_refuse_bad_input_every_time():
+    for _ in range(2):
+        with pytest.raises(ValueError, match="alpha must lie strictly between 0 and 1"):
+            tuned_rho2(10.0, 1.5)
+        with pytest.raises(ValueError, match="n_star must be finite"):
+            tuned_rho2(math.nan, 0.05)
+        with pytest.raises(ValueError, match="n_star must be finite"):
+            tuned_rho2(10**400, 0.05)
+    with pytest.raises(ValueError, match=r"alpha must lie strictly between 0 and 0.5"):
+        one_sided_rho2(10.0, np.array([0.05, 0.6]))
+    with pytest.raises(ValueError, match="alpha must be numeric"):
+        one_sided_rho2(10.0, "x")
+    with pytest.raises(ValueError, match="n_star must be greater than 0"):
+        tuned_rho2(np.array([1.0, 0.0]), 0.05)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.tuples(K, ALPHA), min_size=1, max_size=20))
+def test_one_sided_roots_do_not_depend_on_their_neighbours(rows):
+    k, alpha = (np.array(column) for column in zip(*rows, strict=True))
+    table = radius_multiplier_one_sided(k, alpha)
+    assert table.tolist() == [radius_multiplier_one_sided(*row) for row in rows]
+
+
+@settings(deadline=None)
+@given(k=K, alpha=ALPHA)
+def test_the_radius_at_one_over_alpha_is_the_usual_one(k, alpha):
+    usual = radius_multiplier_two_sided(k, alpha)
+    assert radius_multiplier_at(k, math.log(1 / alpha)) == pytest.approx(usual, rel=1e-12)
+
+
+@settings(deadline=None)
+@given(k=K, threshold=st.floats(-30, 1e4))
+def test_the_radius_at_any_threshold_is_dual_to_the_log_e(k, threshold):
+    radius = radius_multiplier_at(k, threshold)
+    if radius > 0:
+        assert log_e_two_sided(radius, k) == pytest.approx(threshold, rel=1e-9, abs=1e-9)
+    else:
+        assert log_e_two_sided(0.0, k) >= threshold
+
+
+def test_the_radius_at_a_threshold_is_finite_and_broadcasts():
+    for k in (5e-324, 1.0, 1e308):
+        for threshold in (-1e280, 0.0, 1e280):
+            assert math.isfinite(radius_multiplier_at(k, threshold))
+    assert radius_multiplier_at(np.ones((2, 1)), np.zeros(3)).shape == (2, 3)
+    with pytest.raises(ValueError, match="log_threshold must be at most"):
+        radius_multiplier_at(1.0, 1e300)
+    with pytest.raises(ValueError, match="k must be greater than 0"):
+        radius_multiplier_at(0.0, 1.0)
+
+
+@pytest.mark.parametrize("k", [1e-6, 1.0, 1e12])
+@pytest.mark.parametrize("z", [1e-8, 3.0, 1e4])
+def test_extremes_are_accurate(z, k):
+    with mpmath.workdps(60):
+        shrink = mpmath.mpf(k) / (1 + mpmath.mpf(k))
+        x = z * mpmath.sqrt(shrink)
+        two = -mpmath.log1p(k) / 2 + x * x / 2
+        one = mpmath.log(2) - mpmath.log1p(k) / 2 + x * x / 2 + mpmath.log(mpmath.ncdf(x))
+    assert log_e_two_sided(z, k) == pytest.approx(float(two), rel=1e-14, abs=1e-15)
+    assert log_e_one_sided(z, k) == pytest.approx(float(one), rel=1e-13, abs=1e-15)

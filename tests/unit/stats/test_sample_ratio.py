@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import time
 
 import mpmath
 import numpy as np
@@ -15,7 +16,13 @@ from stream_xp.stats import (
     sample_ratio_dirichlet,
     sample_ratio_log_e,
 )
-from stream_xp.stats.sample_ratio import NO_UNITS, _stirling_rest
+from stream_xp.stats._dirichlet import stirling_rest
+from stream_xp.stats.sample_ratio import (
+    NO_UNITS,
+    sample_ratio_dirichlet_log_e,
+    sample_ratio_log_odds,
+    sample_shares,
+)
 
 PAIR = [[0.9, 0.1], [0.7, 0.3], [0.5, 0.5]]
 TRIPLE = [[0.3, 0.3, 0.4], [0.1, 0.2, 0.7]]
@@ -138,7 +145,7 @@ def test_the_rest_of_stirlings_formula():
         points = [mpmath.mpf(float(v)) for v in x]
         half = mpmath.log(2 * mpmath.pi) / 2
         expected = [mpmath.loggamma(v) - (v - 0.5) * mpmath.log(v) + v - half for v in points]
-    assert _stirling_rest(x) == pytest.approx([float(v) for v in expected], rel=1e-11)
+    assert stirling_rest(x) == pytest.approx([float(v) for v in expected], rel=1e-11)
 
 
 def test_rows_that_sum_to_one_only_within_the_tolerance_are_scaled():
@@ -233,5 +240,161 @@ def test_no_units_are_undetermined():
     ],
 )
 def test_bad_arguments_are_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+# ---- batches, epochs of the Dirichlet mixture, effect sizes ------------------------------------------
+
+
+def test_a_batch_of_experiments_with_their_own_weights():
+    rng = np.random.default_rng(3)
+    weights = rng.dirichlet([3.0, 2.0, 1.0], size=(4, 5, 2))
+    counts = np.array([rng.multinomial(500, w) for w in weights.reshape(-1, 3)]).reshape(4, 5, 2, 3)
+    tilt, dirichlet = sample_ratio_log_e(counts, weights), sample_ratio_dirichlet_log_e(counts, weights)
+    shares = sample_shares(counts, weights)
+    assert tilt.shape == dirichlet.shape == shares.determined.shape == (4, 5)
+    for at in np.ndindex(4, 5):
+        one = sample_ratio(counts[at], weights[at])
+        assert tilt[at] == pytest.approx(one.log_e, rel=1e-10, abs=1e-10)
+        assert dirichlet[at] == pytest.approx(
+            sample_ratio_dirichlet(counts[at], weights[at]).log_e, rel=1e-12
+        )
+        assert shares.observed_shares[at] == pytest.approx(one.observed_shares)
+        assert shares.expected_shares[at] == pytest.approx(one.expected_shares)
+        assert shares.expected_counts[at].sum() == pytest.approx(1000)
+        assert shares.observed_counts[at].tolist() == counts[at].sum(axis=0).tolist()
+
+
+def test_padding_an_experiment_with_fewer_epochs_changes_nothing():
+    counts, weights = np.array([[60, 30, 10], [0, 0, 0]]), np.array([[0.5, 0.3, 0.2], [0.0, 0.0, 0.0]])
+    for function in (sample_ratio_log_e, sample_ratio_dirichlet_log_e):
+        assert float(function(counts, weights)) == pytest.approx(float(function(counts[:1], weights[:1])))
+    assert sample_shares(counts, weights).expected_shares.tolist() == pytest.approx([0.5, 0.3, 0.2])
+
+
+def test_no_units_have_no_shares():
+    shares = sample_shares([[0, 0]], [[0.5, 0.5]])
+    assert not shares.determined
+    assert shares.observed_shares.tolist() == shares.expected_shares.tolist() == [0.0, 0.0]
+
+
+def test_epochs_of_the_dirichlet_mixture_multiply():
+    counts = drawn(300, TRIPLE, shift=0.2)
+    whole = sample_ratio_dirichlet(counts, TRIPLE)
+    parts = [sample_ratio_dirichlet(row, w).log_e for row, w in zip(counts, TRIPLE, strict=True)]
+    assert whole.log_e == pytest.approx(sum(parts), rel=1e-12)
+    assert whole.expected_shares == pytest.approx(sample_ratio(counts, TRIPLE).expected_shares)
+
+
+def test_a_thousand_experiments_are_fast():
+    counts = np.random.default_rng(1).integers(0, 10**6, (1000, 2, 3))
+    best = math.inf
+    for _ in range(3):
+        start = time.process_time()
+        sample_ratio_log_e(counts, TRIPLE)
+        best = min(best, time.process_time() - start)
+    assert best < 0.2
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    st.lists(st.tuples(*[st.integers(0, 10**9)] * 2), min_size=3, max_size=3),
+    st.sampled_from([0.001, 0.05, 0.9]),
+    st.sampled_from([0.01, 0.1, 1.0]),
+)
+def test_the_log_odds_are_dual_to_the_tilt_mixture(counts, alpha, sd):
+    result = sample_ratio_log_odds(counts, PAIR, alpha=alpha, sd=sd)
+    if isinstance(result, Undetermined):
+        assert result == Undetermined(NO_UNITS)
+        assert not np.any(counts)
+        return
+    assert result.log_e == pytest.approx(float(sample_ratio_log_e(counts, PAIR, sd=sd)), rel=1e-6, abs=1e-9)
+    assert result.lower <= result.estimate <= result.upper
+    if abs(result.log_e + math.log(alpha)) > 1e-9:
+        assert (result.log_e >= -math.log(alpha)) == (not result.lower <= 0 <= result.upper)
+    # A shift of the weights by a bound moves the null there.
+    for bound in (result.lower, result.upper):
+        if 1e-3 < abs(bound) < 3 and np.sum(counts) < 10**6:
+            with mpmath.workdps(30):
+                at = log_odds_against(counts, PAIR, mpmath.mpf(bound), sd)
+            assert at == pytest.approx(-math.log(alpha), abs=1e-6)
+
+
+def log_odds_against(counts, weights, null, sd):
+    """The mixture around 0 over the likelihood at `null`, by the trapezoid rule around the mode."""
+
+    def height(d):
+        return sum(
+            int(c[1]) * d - int(sum(c)) * mpmath.log(w[0] + w[1] * mpmath.exp(d))
+            for c, w in zip(counts, weights, strict=True)
+        )
+
+    def posterior(d):
+        return height(d) - d * d / (2 * mpmath.mpf(sd) ** 2)
+
+    low, high = mpmath.mpf(-40), mpmath.mpf(40)
+    for _ in range(120):
+        third = (high - low) / 3
+        if posterior(low + third) < posterior(high - third):
+            low += third
+        else:
+            high -= third
+    step = mpmath.mpf(1e-3)
+    bend = (posterior(low + step) - 2 * posterior(low) + posterior(low - step)) / -(step**2)
+    width = 1 / mpmath.sqrt(bend)
+    area = (
+        sum(mpmath.exp(posterior(low + width * k / 4) - posterior(low)) for k in range(-80, 81)) * width / 4
+    )
+    return float(posterior(low) + mpmath.log(area / (sd * mpmath.sqrt(2 * mpmath.pi))) - height(null))
+
+
+def test_the_log_odds_of_a_known_tilt():
+    odds = np.array(PAIR) * np.exp([0.0, 0.2])
+    counts = np.round(10**7 * odds / odds.sum(axis=1, keepdims=True)).astype(int)
+    result = sample_ratio_log_odds(counts, PAIR, alpha=0.05)
+    assert result.estimate == pytest.approx(0.2, abs=1e-6)
+    assert result.lower < 0.2 < result.upper
+    assert result.upper - result.lower < 0.01
+    assert result.log_e == pytest.approx(float(sample_ratio_log_e(counts, PAIR)), rel=1e-9)
+    table = sample_ratio_log_odds([counts, 0 * counts], PAIR, alpha=0.05)
+    assert table.determined.tolist() == [True, False]
+    assert (table.lower[1], table.upper[1], table.log_e[1]) == (-math.inf, math.inf, 0.0)
+    assert table.lower[0] == pytest.approx(result.lower, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: sample_ratio_log_odds([[1, 1, 1]], [[0.5, 0.3, 0.2]], alpha=0.1),
+            "weights must have two arms",
+        ),
+        (lambda: sample_ratio_log_odds([[1, 1]], [[0.5, 0.5]], alpha=0.0), "alpha must lie strictly"),
+        (
+            lambda: sample_ratio_log_odds([[1, 1]], [[0.5, 0.5]], alpha=0.1, sd=-1),
+            "sd must be greater than 0",
+        ),
+        (
+            lambda: sample_ratio_log_e([[1, 1]], [[0.0, 0.0]]),
+            "weights must be greater than 0 wherever counts",
+        ),
+        (
+            lambda: sample_ratio_log_e(np.ones((3, 1, 2), int), np.full((2, 1, 2), 0.5)),
+            "counts must have a shape",
+        ),
+        (
+            lambda: sample_ratio_dirichlet(np.ones((3, 1, 2), int), [[0.5, 0.5]]),
+            r"counts must have the shape \(K,\)",
+        ),
+        (
+            lambda: sample_ratio_dirichlet_log_e([[1, 1]], [[0.5, 0.5]], concentration=-1),
+            "concentration must be",
+        ),
+        (lambda: sample_shares([[1, 1]], [[0.5, 0.4]]), "each row must sum to 1"),
+        (lambda: sample_ratio([[1, 2**90]], [[0.5, 0.5]]), r"below 2\*\*53"),
+    ],
+)
+def test_bad_arguments_of_batches_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
