@@ -24,10 +24,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_xp.domain.experiment import (
+    Adjustment,
     Aggregation,
     ExperimentRecord,
     ExperimentSpec,
     Metric,
+    MetricKind,
     WeightEpoch,
     rules,
 )
@@ -192,6 +194,12 @@ def _scenario_faults(scenario: Scenario) -> Iterator[str]:
 def _traffic_faults(traffic: ExperimentTraffic) -> Iterator[str]:
     key = traffic.spec.experiment
     yield from (f"{key}: {fault.message}" for fault in rules(traffic.spec))
+    for metric in traffic.spec.metrics:
+        if (
+            metric.kind not in (MetricKind.CONVERSION, MetricKind.MEAN)
+            or metric.adjustment != Adjustment.NONE
+        ):
+            yield f"{key}.{metric.key}: the truth is known of conversions and means without an adjustment only"
     if not (math.isfinite(traffic.units_per_s) and traffic.units_per_s > 0 and traffic.reward_delay_ms > 0):
         yield f"{key}: units_per_s and reward_delay_ms must be greater than 0"
     events = [metric.listens_to for metric in traffic.spec.metrics]

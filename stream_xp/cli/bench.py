@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from stream_xp.cli.common import CommandGroup, examples, json_option, print_json
+from stream_xp.services.bench.evaluation import EvaluationReport, bench_evaluation
 from stream_xp.services.bench.service import MAX_EVENTS, IngestReport, bench_ingest
 
 
@@ -51,6 +52,30 @@ def ingest(count: int, baseline_events: int, rounds: int, *, as_json: bool) -> N
         print_json(report)
     else:
         click.echo(_table(report))
+
+
+@bench.command(
+    epilog=examples("stream-xp bench evaluate", "stream-xp bench evaluate --experiments 100 --json")
+)
+@click.option("--experiments", type=click.IntRange(1, 100_000), default=1_000, show_default=True)
+@click.option("--metrics", type=click.IntRange(3, 64), default=20, show_default=True, help="Per experiment.")
+@click.option("--rounds", type=click.IntRange(1, 20), default=3, show_default=True)
+@json_option
+def evaluate(experiments: int, metrics: int, rounds: int, *, as_json: bool) -> None:
+    """Evaluate simulated experiments of three arms together, and in the same run one after the other."""
+    report = bench_evaluation(experiments=experiments, metrics=metrics, rounds=rounds)
+    if as_json:
+        print_json(report)
+    else:
+        click.echo(_evaluation_lines(report))
+
+
+def _evaluation_lines(report: EvaluationReport) -> str:
+    size = f"{report.experiments:,} experiments x {report.metrics} metrics x {report.arms} arms"
+    return (
+        f"{size}: {report.together_s:.2f} s of CPU together, {report.alone_s:.2f} s one after the other, "
+        f"ratio {report.ratio:.1f} (least of {report.rounds})"
+    )
 
 
 def _table(report: IngestReport) -> str:

@@ -37,7 +37,7 @@ class MetricState(StrEnum):
     HARMED = "harmed"
 
 
-class Evidence(msgspec.Struct, frozen=True, kw_only=True):
+class Evidence(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One test at one look; None where a bound does not exist (one-sided, or undetermined).
 
     Attributes:
@@ -55,16 +55,52 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     threshold_log_e: float
 
 
-class MetricResult(msgspec.Struct, frozen=True, kw_only=True):
+class Method(StrEnum):
+    """How a metric is tested (docs/statistics.md has the table that chooses)."""
+
+    EXACT_THEN_ASYMPTOTIC = "exact_then_asymptotic"
+    ASYMPTOTIC = "asymptotic"
+    CUPED = "cuped"
+    ANCOVA = "ancova"
+    RATIO = "ratio"
+    RATE_RATIO = "rate_ratio"
+    QUANTILE = "quantile"
+
+
+class QuantileResult(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """One quantile of a latency in one arm against the control, in metric units.
+
+    Attributes:
+        quantile: which, in (0, 1).
+        control_value, arm_value: the quantile of each arm's histogram, all weight epochs together.
+        effect: two-sided sequence of the difference arm minus control.
+        harm: one-sided test of harm (guardrails).
+        safety: one-sided test of non-inferiority (guardrails).
+    """
+
+    quantile: float
+    control_value: float
+    arm_value: float
+    effect: Evidence
+    harm: Evidence | None = None
+    safety: Evidence | None = None
+
+
+class MetricResult(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One metric in one arm against the control.
 
     Attributes:
-        control_units, arm_units: mature units.
-        control_mean, arm_mean: stratified over weight epochs, metric units.
-        effect: two-sided difference of means; None while undetermined.
-        lift: relative difference (Fieller); None while undetermined or unbounded.
-        harm: one-sided test of harm (guardrails).
-        safety: one-sided test of non-inferiority (guardrails).
+        method: how it is tested; frozen with the spec.
+        control_units, arm_units: units tested: mature ones, or those with an event where events count at once.
+        control_mean, arm_mean: stratified over weight epochs, metric units; of a ratio, the arms' ratios.
+        effect: two-sided difference, arm minus control; of a count, the log rate ratio; of a latency, the
+            quantile with the strongest evidence; None while undetermined.
+        lift: relative difference (Fieller; of a count, rate ratio minus 1); None while undetermined or unbounded.
+        harm: one-sided test of harm (guardrails); of a latency, the quantile with the strongest evidence.
+        safety: one-sided test of non-inferiority (guardrails); of a latency, the quantile with the weakest.
+        quantiles: of a latency, each of its quantiles.
+        distribution: of a latency, the test that both arms have one distribution; its estimate and bounds are
+            those of the largest difference of the two distribution functions.
         note: why it is undetermined, if it is.
     """
 
@@ -72,6 +108,7 @@ class MetricResult(msgspec.Struct, frozen=True, kw_only=True):
     role: str
     arm: str
     state: MetricState
+    method: Method
     control_units: int
     arm_units: int
     control_mean: float | None = None
@@ -80,7 +117,28 @@ class MetricResult(msgspec.Struct, frozen=True, kw_only=True):
     lift: Evidence | None = None
     harm: Evidence | None = None
     safety: Evidence | None = None
+    quantiles: tuple[QuantileResult, ...] = ()
+    distribution: Evidence | None = None
     note: str | None = None
+
+
+class SegmentResult(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """The effect of one arm on one metric among the units of one segment.
+
+    It informs and never decides: the error level of its metric is divided by the number of registered segment
+    values once more, so that the sequences of all segments hold together.
+
+    Attributes:
+        segment: "name=value".
+        effect: two-sided, as in `MetricResult`; None while undetermined.
+    """
+
+    metric: str
+    arm: str
+    segment: str
+    control_units: int
+    arm_units: int
+    effect: Evidence | None = None
 
 
 class SampleRatio(msgspec.Struct, frozen=True, kw_only=True):
@@ -134,6 +192,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     sample_ratio: SampleRatio | None
     invalid: tuple[str, ...]
     decision: Decision
+    segments: tuple[SegmentResult, ...] = ()
     exposure_outcomes: Outcomes
     reward_outcomes: Outcomes
     evaluated_ms: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 from enum import StrEnum
 from typing import Annotated
@@ -32,6 +33,16 @@ Positive = Annotated[float, msgspec.Meta(gt=0.0)]
 MAX_STEPS = 2**40
 """Largest bound / scale: one reward's quantised value, so that a unit's exact sum stays below 2**62."""
 
+MAX_HISTOGRAM_CELLS = 2**17
+"""Histogram bins of one weight epoch, all arms and segments: filled to the last, they still fit one record."""
+
+METHODS = 2
+"""Version of the table that chooses methods and of all their constants; part of every design hash.
+
+It rises whenever a released method, a constant of one, or the choice changes: an experiment that began under the
+one cannot go on under the other, because both error levels would be spent.
+"""
+
 MAX_SEGMENTS = 32
 OTHER = "other"
 """The segment value of units whose value is missing or not registered."""
@@ -46,10 +57,13 @@ def duration_ms(duration: str) -> int:
 
 
 class MetricKind(StrEnum):
-    """What a unit's value is: conversion 0 or 1, mean a number."""
+    """What is measured: conversion 0 or 1, mean a number, ratio two numbers, count events, latency a distribution."""
 
     CONVERSION = "conversion"
     MEAN = "mean"
+    RATIO = "ratio"
+    COUNT = "count"
+    LATENCY = "latency"
 
 
 class Role(StrEnum):
@@ -74,6 +88,15 @@ class Aggregation(StrEnum):
     SUM = "sum"
     LAST = "last"
     MAX = "max"
+    FIRST = "first"
+
+
+class Adjustment(StrEnum):
+    """How a metric's effect is adjusted for the covariate: not, CUPED, or interacted ANCOVA."""
+
+    NONE = "none"
+    CUPED = "cuped"
+    ANCOVA = "ancova"
 
 
 class Threshold(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -95,19 +118,86 @@ class Arm(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     control: bool = False
 
 
+class Denominator(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a ratio divides by: a second value of each unit, from rewards in the same window.
+
+    Attributes:
+        event: the reward's `metric` this listens to; may be the one of the numerator.
+        aggregation: any, sum, last or max.
+        scale: value of one quantisation step, denominator units.
+        bound: largest |value| of one reward that is accepted, denominator units; required unless it folds by any.
+    """
+
+    event: EventName
+    aggregation: Aggregation = Aggregation.SUM
+    scale: Positive | None = None
+    bound: Positive | None = None
+
+    @property
+    def listens_to(self) -> str:
+        """The reward event name that reaches this denominator."""
+        return self.event
+
+    @property
+    def folds_by(self) -> Aggregation:
+        """The aggregation in force."""
+        return self.aggregation
+
+    @property
+    def bounded(self) -> bool:
+        """Whether a reward's value is quantised and held against a bound, or only compared with 0."""
+        return self.aggregation is not Aggregation.ANY
+
+    @property
+    def step(self) -> float:
+        """Value of one quantisation step, denominator units."""
+        return (self.scale or 1.0) if self.bounded else 1.0
+
+    @property
+    def max_steps(self) -> int:
+        """Largest |quantised value| of one reward."""
+        return _whole_steps(self.bound or 1.0, self.step) if self.bounded else MAX_STEPS
+
+
+class Covariate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is known of a unit before its exposure, such as its spending of the month before.
+
+    It comes as `covariate` on the exposure, is quantised to whole steps and cut off at the bound: a covariate
+    that is winsorised is another one that is fixed before the exposure, and so as valid for any adjustment.
+
+    Attributes:
+        scale: value of one quantisation step, covariate units.
+        bound: largest |value|; what is beyond it counts as the bound.
+        missing: value of an exposure without a covariate.
+    """
+
+    scale: Positive
+    bound: Positive
+    missing: float = 0.0
+
+    @property
+    def max_steps(self) -> int:
+        """Largest |quantised value|."""
+        return _whole_steps(self.bound, self.scale)
+
+
 class Metric(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One measured outcome of a unit.
 
     Attributes:
         key: name of the metric in this experiment.
-        kind: conversion or mean.
+        kind: conversion, mean, ratio, count or latency.
         role: primary, secondary or guardrail.
         direction: the direction that is good.
         attribution_window: rewards in [t0, t0 + window) count, t0 the unit's first exposure.
         event: the reward's `metric` this listens to; absent: `key`.
-        aggregation: any, sum, last or max; absent: any for conversion, sum for mean.
-        scale: value of one quantisation step, metric units.
-        bound: largest |value| of one reward that is accepted, metric units; required for a mean.
+        aggregation: any for a conversion; any, sum, last or max for mean and ratio (absent: sum); first or sum
+            for a count; first, max or last for a latency (absent: first).
+        scale: value of one quantisation step, metric units; required for a latency.
+        bound: largest |value| of one reward that is accepted, metric units; required for mean, ratio and latency.
+        denominator: what a ratio divides by; required there.
+        quantiles: quantiles of a latency to compare; absent: 0.5, 0.9 and 0.99.
+        adjustment: how the effect is adjusted for the covariate; conversions and means only.
         minimum_effect: the smallest effect worth shipping (primary, secondary).
         margin: the largest harm that is tolerable (guardrail; required there).
         critical: a guardrail that stops on any proven harm, not only on harm beyond its margin.
@@ -122,13 +212,16 @@ class Metric(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     aggregation: Aggregation | None = None
     scale: Positive | None = None
     bound: Positive | None = None
+    denominator: Denominator | None = None
+    quantiles: Annotated[tuple[Probability, ...], msgspec.Meta(min_length=1, max_length=8)] | None = None
+    adjustment: Adjustment = Adjustment.NONE
     minimum_effect: Threshold | None = None
     margin: Threshold | None = None
     critical: bool = False
 
     @property
     def listens_to(self) -> str:
-        """The reward event name that reaches this metric."""
+        """The reward event name that reaches this metric; of a ratio, its numerator."""
         return self.event or self.key
 
     @property
@@ -138,25 +231,57 @@ class Metric(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     @property
     def folds_by(self) -> Aggregation:
-        """The aggregation in force."""
+        """The aggregation in force; of a ratio, its numerator's."""
         if self.kind is MetricKind.CONVERSION:
             return Aggregation.ANY
-        return self.aggregation or Aggregation.SUM
+        return self.aggregation or _FOLDS[self.kind][0]
+
+    @property
+    def bounded(self) -> bool:
+        """Whether a reward's value is quantised and held against the bound, or only compared with 0."""
+        return self.kind is not MetricKind.COUNT and self.folds_by is not Aggregation.ANY
+
+    @property
+    def at_once(self) -> bool:
+        """Whether an event counts as soon as it is settled, and not when its unit's window is over."""
+        return self.folds_by is Aggregation.FIRST
 
     @property
     def step(self) -> float:
         """Value of one quantisation step, metric units."""
-        return 1.0 if self.folds_by is Aggregation.ANY else (self.scale or 1.0)
+        return (self.scale or 1.0) if self.bounded else 1.0
 
     @property
     def max_steps(self) -> int:
         """Largest |quantised value| of one reward."""
-        if self.folds_by is Aggregation.ANY:
-            return MAX_STEPS
-        bound = self.bound or 1.0
-        steps = math.floor(bound / self.step)
-        # A bound of whole steps keeps its last one although 0.3 / 0.1 is 2.9999… in binary.
-        return steps + ((steps + 1) * self.step <= bound * (1 + 1e-15))
+        return _whole_steps(self.bound or 1.0, self.step) if self.bounded else MAX_STEPS
+
+    @property
+    def bins(self) -> int:
+        """Bins of a latency's histogram: 32 of one step each, then 32 to each doubling (docs/semantics.md)."""
+        doublings = max(0, self.max_steps.bit_length() - 6)
+        return 32 * doublings + (self.max_steps >> doublings) + 1
+
+    @property
+    def tested_quantiles(self) -> tuple[float, ...]:
+        """The quantiles of a latency that are compared."""
+        return self.quantiles or (0.5, 0.9, 0.99)
+
+
+_FOLDS = {
+    MetricKind.CONVERSION: (Aggregation.ANY,),
+    MetricKind.MEAN: (Aggregation.SUM, Aggregation.LAST, Aggregation.MAX, Aggregation.ANY),
+    MetricKind.RATIO: (Aggregation.SUM, Aggregation.LAST, Aggregation.MAX, Aggregation.ANY),
+    MetricKind.COUNT: (Aggregation.FIRST, Aggregation.SUM),
+    MetricKind.LATENCY: (Aggregation.FIRST, Aggregation.MAX, Aggregation.LAST),
+}
+"""The aggregations that a kind of metric knows, its default first."""
+
+
+def _whole_steps(bound: float, step: float) -> int:
+    steps = math.floor(bound / step)
+    # A bound of whole steps keeps its last one although 0.3 / 0.1 is 2.9999… in binary.
+    return steps + ((steps + 1) * step <= bound * (1 + 1e-15))
 
 
 class ExperimentSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -169,6 +294,7 @@ class ExperimentSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         guardrail_alpha: error budget of stopping on harm, split over guardrails and treatment arms (one-sided).
         sample_ratio_alpha: error level of the sample-ratio test.
         planned_sample: units of all arms at which the sequences are tuned to be narrowest.
+        covariate: what exposures tell of a unit from before; for metrics with an adjustment.
     """
 
     experiment: Key
@@ -191,6 +317,7 @@ class ExperimentSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             msgspec.Meta(min_length=1, max_length=64),
         ],
     ] = {}
+    covariate: Covariate | None = None
 
     @property
     def control(self) -> Arm:
@@ -212,14 +339,15 @@ class ExperimentSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         return tuple(metric for metric in self.metrics if metric.role is role)
 
     def design_hash(self) -> str:
-        """Hash of all that is frozen before the first look: everything but weights and prose."""
+        """Hash of all that is frozen before the first look: everything but weights and prose, and the methods."""
         frozen = msgspec.structs.replace(
             self,
             owner="-",
             hypothesis="-",
             arms=tuple(msgspec.structs.replace(arm, weight=0.0) for arm in self.arms),
         )
-        return hashlib.sha256(msgspec.json.encode(frozen, order="deterministic")).hexdigest()
+        spec = msgspec.json.encode(frozen, order="deterministic")
+        return hashlib.sha256(b"methods %d\n%b" % (METHODS, spec)).hexdigest()
 
 
 class Fault(msgspec.Struct, frozen=True):
@@ -234,7 +362,9 @@ def rules(spec: ExperimentSpec) -> list[Fault]:
     return [
         *_arm_faults(spec),
         *_metric_list_faults(spec),
+        *_histogram_faults(spec),
         *_segment_faults(spec),
+        *_covariate_faults(spec),
         *_budget_faults(spec),
         *_runtime_faults(spec),
     ]
@@ -258,68 +388,172 @@ def _metric_list_faults(spec: ExperimentSpec) -> list[Fault]:
             Fault(("metrics",), "at least one metric must be primary or guardrail, or nothing can be decided")
         )
     for index, metric in enumerate(spec.metrics):
-        faults += [Fault(("metrics", index, field), message) for field, message in _metric_faults(metric)]
+        found = [
+            *_role_faults(metric),
+            *_kind_faults(metric),
+            *_size_faults(metric),
+            *_adjustment_faults(spec, metric),
+        ]
+        faults += [Fault(("metrics", index, field), message) for field, message in found]
+        faults += [
+            Fault(("metrics", index, "denominator", field), message)
+            for field, message in _denominator_faults(metric.denominator)
+        ]
     return faults
 
 
-def _metric_faults(metric: Metric) -> list[tuple[str, str]]:
-    checks = [
+def _role_faults(metric: Metric) -> list[tuple[str, str]]:
+    guardrail = metric.role is Role.GUARDRAIL
+    margin = metric.margin or Threshold(absolute=1.0)
+    return _broken(
         (metric.window_ms == 0, "attribution_window", "must be longer than 0"),
-        (metric.role is Role.GUARDRAIL and metric.margin is None, "role", "a guardrail needs a margin"),
+        (guardrail and metric.margin is None, "role", "a guardrail needs a margin"),
+        (not guardrail and metric.margin is not None, "margin", "only a guardrail has a margin"),
+        (not guardrail and metric.critical, "critical", "only a guardrail can be critical"),
         (
-            metric.role is not Role.GUARDRAIL and metric.margin is not None,
-            "margin",
-            "only a guardrail has a margin",
-        ),
-        (
-            metric.role is not Role.GUARDRAIL and metric.critical,
-            "critical",
-            "only a guardrail can be critical",
-        ),
-        (
-            metric.role is Role.GUARDRAIL and metric.minimum_effect is not None,
+            guardrail and metric.minimum_effect is not None,
             "minimum_effect",
             "a guardrail has a margin, not a minimum effect",
         ),
         (
-            metric.margin is not None
-            and metric.role is Role.GUARDRAIL
-            and metric.direction is Direction.INCREASE
-            and (metric.margin.relative or 0.0) >= 1.0,
+            guardrail and metric.direction is Direction.INCREASE and (margin.relative or 0.0) >= 1.0,
             "margin",
             "a relative margin of 1 or more allows the metric to vanish",
         ),
-        (metric.kind is MetricKind.MEAN and metric.bound is None, "kind", "a mean needs a bound"),
         (
-            metric.kind is MetricKind.CONVERSION and metric.aggregation not in (None, Aggregation.ANY),
+            guardrail
+            and metric.kind is MetricKind.COUNT
+            and metric.at_once
+            and metric.margin is not None
+            and metric.margin.relative is None,
+            "margin",
+            "a count that folds by first needs a relative margin, its effect is a ratio of rates",
+        ),
+    )
+
+
+def _kind_faults(metric: Metric) -> list[tuple[str, str]]:
+    kind = metric.kind
+    known = [aggregation.value for aggregation in _FOLDS[kind]]
+    listed = " or ".join([", ".join(known[:-1]), known[-1]] if known[1:] else known)
+    quantiles = metric.quantiles or ()
+    return _broken(
+        (
+            metric.aggregation is not None and metric.aggregation not in _FOLDS[kind],
             "aggregation",
-            "a conversion folds by any",
+            f"a {kind} folds by {listed}",
+        ),
+        (kind is MetricKind.RATIO and metric.denominator is None, "kind", "a ratio needs a denominator"),
+        (
+            kind is not MetricKind.RATIO and metric.denominator is not None,
+            "denominator",
+            "only a ratio has a denominator",
         ),
         (
-            metric.kind is MetricKind.CONVERSION and metric.scale not in (None, 1.0),
+            kind is not MetricKind.LATENCY and metric.quantiles is not None,
+            "quantiles",
+            "only a latency has quantiles",
+        ),
+        (
+            any(low >= high for low, high in itertools.pairwise(quantiles)),
+            "quantiles",
+            "must grow from one to the next",
+        ),
+    )
+
+
+def _size_faults(metric: Metric) -> list[tuple[str, str]]:
+    kind = metric.kind
+    counts = kind is MetricKind.COUNT
+    faults = _broken(
+        (
+            kind in (MetricKind.MEAN, MetricKind.RATIO, MetricKind.LATENCY) and metric.bound is None,
+            "kind",
+            f"a {kind} needs a bound",
+        ),
+        (kind is MetricKind.LATENCY and metric.scale is None, "kind", "a latency needs a scale"),
+        (
+            kind is MetricKind.CONVERSION and metric.scale not in (None, 1.0),
             "scale",
             "a conversion has scale 1",
         ),
         (
-            metric.kind is MetricKind.CONVERSION and metric.bound not in (None, 1.0),
+            kind is MetricKind.CONVERSION and metric.bound not in (None, 1.0),
             "bound",
             "a conversion has bound 1",
         ),
-    ]
-    return [(field, message) for broken, field, message in checks if broken] + _step_faults(metric)
+        (counts and metric.scale is not None, "scale", "a count has no scale, it counts events"),
+        (counts and metric.bound is not None, "bound", "a count has no bound, it counts events"),
+    )
+    if metric.bounded and metric.bound is not None:
+        faults += _step_faults(metric.step, metric.bound)
+    return faults
 
 
-def _step_faults(metric: Metric) -> list[tuple[str, str]]:
-    if metric.kind is not MetricKind.MEAN or metric.bound is None or metric.folds_by is Aggregation.ANY:
+def _adjustment_faults(spec: ExperimentSpec, metric: Metric) -> list[tuple[str, str]]:
+    adjusted = metric.adjustment is not Adjustment.NONE
+    return _broken(
+        (
+            adjusted and metric.kind not in (MetricKind.CONVERSION, MetricKind.MEAN),
+            "adjustment",
+            "only a conversion or a mean can be adjusted",
+        ),
+        (adjusted and spec.covariate is None, "adjustment", "needs the experiment's covariate"),
+    )
+
+
+def _denominator_faults(denominator: Denominator | None) -> list[tuple[str, str]]:
+    if denominator is None:
         return []
-    steps = metric.bound / metric.step
+    counted = not denominator.bounded
+    faults = _broken(
+        (
+            denominator.aggregation is Aggregation.FIRST,
+            "aggregation",
+            "a ratio folds by sum, last, max or any",
+        ),
+        (denominator.bounded and denominator.bound is None, "bound", "required unless it folds by any"),
+        (counted and denominator.scale not in (None, 1.0), "scale", "what folds by any has scale 1"),
+        (counted and denominator.bound not in (None, 1.0), "bound", "what folds by any has bound 1"),
+    )
+    if denominator.bounded and denominator.bound is not None:
+        faults += _step_faults(denominator.step, denominator.bound)
+    return faults
+
+
+def _covariate_faults(spec: ExperimentSpec) -> list[Fault]:
+    covariate = spec.covariate
+    if covariate is None:
+        return []
+    faults = _step_faults(covariate.scale, covariate.bound) + _broken(
+        (not abs(covariate.missing) <= covariate.bound, "missing", "must lie within the bound"),
+    )
+    return [Fault(("covariate", field), message) for field, message in faults]
+
+
+def _step_faults(step: float, bound: float) -> list[tuple[str, str]]:
+    steps = bound / step
     if steps < 1:
         return [("bound", "must be at least one scale step")]
-    if not 1e-100 <= metric.step <= 1e100:
+    if not 1e-100 <= step <= 1e100:
         return [("scale", "must be from 1e-100 to 1e100")]
     if steps > MAX_STEPS:
         return [("scale", f"bound / scale must be at most 2**40, it is {steps:.3g}")]
     return []
+
+
+def _histogram_faults(spec: ExperimentSpec) -> list[Fault]:
+    latencies = [metric for metric in spec.metrics if metric.kind is MetricKind.LATENCY]
+    bins = [metric.bins for metric in latencies if not _size_faults(metric)]
+    cells = sum(bins) * len(spec.arms) * (1 + sum(len(values) + 1 for values in spec.segments.values()))
+    if cells <= MAX_HISTOGRAM_CELLS:
+        return []
+    rule = f"all latencies together may have {MAX_HISTOGRAM_CELLS} bins over all arms and segments"
+    return [Fault(("metrics",), f"{rule}, they have {cells}; a larger scale or a smaller bound has fewer")]
+
+
+def _broken(*checks: tuple[bool, str, str]) -> list[tuple[str, str]]:
+    return [(field, message) for broken, field, message in checks if broken]
 
 
 def _segment_faults(spec: ExperimentSpec) -> list[Fault]:

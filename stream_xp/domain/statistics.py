@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+import operator
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import TypeAlias
 
 import msgspec
 
@@ -36,6 +39,43 @@ class MetricMoments(msgspec.Struct, frozen=True, array_like=True):
     q: str
 
 
+class MetricProducts(msgspec.Struct, frozen=True, array_like=True):
+    """Sums over the units of the moments row of the same key, with a second value `x` of each unit beside its `y`.
+
+    Of a ratio, `x` is the denominator and `y` the numerator; of an adjusted metric, `x` is the covariate. The
+    sums of x, x * x and x * y are decimal strings, as those of the moments are.
+    """
+
+    metric: str
+    arm: str
+    epoch: int
+    segment: str
+    x: str
+    xx: str
+    xy: str
+
+
+class MetricEvents(msgspec.Struct, frozen=True, array_like=True):
+    """Units with at least one event in their window, and all these events: a count that folds by first."""
+
+    metric: str
+    arm: str
+    epoch: int
+    segment: str
+    units: int
+    events: int
+
+
+class MetricHistogram(msgspec.Struct, frozen=True, array_like=True):
+    """Units of a latency per bin of their quantised value: (bin, units), ascending, empty bins left out."""
+
+    metric: str
+    arm: str
+    epoch: int
+    segment: str
+    bins: tuple[tuple[int, int], ...]
+
+
 class ExperimentStatistics(msgspec.Struct, frozen=True, kw_only=True):
     """All that any test of the experiment needs; a commutative monoid under `merge`.
 
@@ -43,7 +83,10 @@ class ExperimentStatistics(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         units: per (arm, epoch, segment), units at their first exposure.
-        moments: per (metric, arm, epoch, segment), mature units.
+        moments: per (metric, arm, epoch, segment), mature units; of a ratio, its numerator.
+        products: of ratios and adjusted metrics, a row for each row of moments.
+        events: of counts that fold by first, per (metric, arm, epoch, segment).
+        histograms: of latencies, per (metric, arm, epoch, segment).
         crossover_units: units seen in two arms; their contributions are in no row.
         first_exposure_ms: earliest event time of an exposure, None before the first.
         out_of_range: rewards refused by a metric's bound, per metric key.
@@ -51,6 +94,9 @@ class ExperimentStatistics(msgspec.Struct, frozen=True, kw_only=True):
 
     units: tuple[ArmUnits, ...] = ()
     moments: tuple[MetricMoments, ...] = ()
+    products: tuple[MetricProducts, ...] = ()
+    events: tuple[MetricEvents, ...] = ()
+    histograms: tuple[MetricHistogram, ...] = ()
     crossover_units: int = 0
     first_exposure_ms: int | None = None
     out_of_range: dict[str, int] = {}
@@ -64,48 +110,93 @@ class ExperimentStatistics(msgspec.Struct, frozen=True, kw_only=True):
         return hashlib.sha256(self.canonical()).hexdigest()
 
 
+UnitKey: TypeAlias = tuple[str, int, str]
+"""Arm, weight epoch and segment."""
+MetricKey: TypeAlias = tuple[str, str, int, str]
+"""Metric, arm, weight epoch and segment."""
+_Table: TypeAlias = dict[MetricKey, tuple[int, ...]]
+
+
 def merge(parts: Iterable[ExperimentStatistics]) -> ExperimentStatistics:
     """Sum of statistics of disjoint units, such as the partitions of one experiment."""
-    units: dict[tuple[str, int, str], int] = {}
-    moments: dict[tuple[str, str, int, str], tuple[int, int, int]] = {}
-    out_of_range: dict[str, int] = {}
-    firsts: list[int] = []
+    units: Counter[UnitKey] = Counter()
+    out_of_range: Counter[str] = Counter()
+    histograms: dict[MetricKey, Counter[int]] = {}
+    moments: _Table = {}
+    products: _Table = {}
+    events: _Table = {}
     crossover_units = 0
+    firsts: list[int] = []
     for part in parts:
         for row in part.units:
-            key = (row.arm, row.epoch, row.segment)
-            units[key] = units.get(key, 0) + row.units
+            units[row.arm, row.epoch, row.segment] += row.units
         for cell in part.moments:
-            at = (cell.metric, cell.arm, cell.epoch, cell.segment)
-            n, s, q = moments.get(at, (0, 0, 0))
-            moments[at] = (n + cell.n, s + int(cell.s), q + int(cell.q))
-        for metric, count in part.out_of_range.items():
-            out_of_range[metric] = out_of_range.get(metric, 0) + count
+            _add(moments, _key(cell), cell.n, int(cell.s), int(cell.q))
+        for pair in part.products:
+            _add(products, _key(pair), int(pair.x), int(pair.xx), int(pair.xy))
+        for count in part.events:
+            _add(events, _key(count), count.units, count.events)
+        for histogram in part.histograms:
+            histograms.setdefault(_key(histogram), Counter()).update(dict(histogram.bins))
+        out_of_range.update(part.out_of_range)
         crossover_units += part.crossover_units
         if part.first_exposure_ms is not None:
             firsts.append(part.first_exposure_ms)
     return build(
         units=units,
         moments=moments,
+        products=products,
+        events=events,
+        histograms=histograms,
         crossover_units=crossover_units,
         first_exposure_ms=min(firsts, default=None),
         out_of_range=out_of_range,
     )
 
 
+def _key(row: MetricMoments | MetricProducts | MetricEvents | MetricHistogram) -> MetricKey:
+    return (row.metric, row.arm, row.epoch, row.segment)
+
+
+def _add(table: _Table, key: MetricKey, *numbers: int) -> None:
+    held = table.get(key)
+    table[key] = numbers if held is None else tuple(map(operator.add, held, numbers))
+
+
 def build(
     *,
-    units: dict[tuple[str, int, str], int],
-    moments: dict[tuple[str, str, int, str], tuple[int, int, int]],
+    units: Mapping[UnitKey, int],
+    moments: Mapping[MetricKey, tuple[int, ...]],
+    products: Mapping[MetricKey, tuple[int, ...]] | None = None,
+    events: Mapping[MetricKey, tuple[int, ...]] | None = None,
+    histograms: Mapping[MetricKey, Mapping[int, int]] | None = None,
     crossover_units: int,
     first_exposure_ms: int | None,
-    out_of_range: dict[str, int],
+    out_of_range: Mapping[str, int],
 ) -> ExperimentStatistics:
-    """Canonical statistics from tables keyed by (arm, epoch, segment) and (metric, arm, epoch, segment)."""
+    """Canonical statistics from tables.
+
+    A cell of `moments` is (n, s, q), of `products` (x, xx, xy), of `events` (units, events), of `histograms`
+    units per bin. Products without moments of the same key are left out.
+    """
+    filled = {key: {at: n for at, n in sorted(bins.items()) if n} for key, bins in (histograms or {}).items()}
     return ExperimentStatistics(
         units=tuple(ArmUnits(*key, count) for key, count in sorted(units.items()) if count),
         moments=tuple(
             MetricMoments(*key, n, str(s), str(q)) for key, (n, s, q) in sorted(moments.items()) if n
+        ),
+        products=tuple(
+            MetricProducts(*key, str(x), str(xx), str(xy))
+            for key, (x, xx, xy) in sorted((products or {}).items())
+            if moments.get(key, (0,))[0]
+        ),
+        events=tuple(
+            MetricEvents(*key, count, total)
+            for key, (count, total) in sorted((events or {}).items())
+            if total
+        ),
+        histograms=tuple(
+            MetricHistogram(*key, tuple(bins.items())) for key, bins in sorted(filled.items()) if bins
         ),
         crossover_units=crossover_units,
         first_exposure_ms=first_exposure_ms,

@@ -14,7 +14,7 @@ import xxhash
 from stream_xp.domain.codec import Headers, Limits, RawColumns, decode_exposures, decode_rewards
 from stream_xp.domain.dead_letter import DeadLetter, dead_letter
 from stream_xp.domain.events import Exposure, Reward, epoch_ms
-from stream_xp.engine.registry import DEAD, FOREVER, Interval, Registry, Slot
+from stream_xp.engine.registry import DEAD, FOREVER, Interval, Registry, Slot, used_covariate
 from stream_xp.errors import RecordRejected
 
 _Event = TypeVar("_Event", Exposure, Reward)
@@ -61,6 +61,7 @@ class ExposureColumns:
         unit, event_id: int64[n, 2], 128-bit hashes.
         slot: int64[n], slot or UNKNOWN, INACTIVE, DEAD.
         arm, epoch, segment: int64[n], meaningful where slot >= 0.
+        covariate: int64[n], in steps of the slot's covariate; 0 where it has none.
     """
 
     offset: Int64
@@ -72,6 +73,7 @@ class ExposureColumns:
     arm: Int64
     epoch: Int64
     segment: Int64
+    covariate: Int64
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +121,7 @@ def exposure_columns(
         arm=np.ascontiguousarray(codes[:, 1]),
         epoch=np.ascontiguousarray(codes[:, 2]),
         segment=np.ascontiguousarray(codes[:, 3]),
+        covariate=_covariates(registry, codes[:, 0], events),
     )
     return columns, letters
 
@@ -142,6 +145,25 @@ def reward_columns(
         value=np.array([0.0 if e is None else e.value for e in events], np.float64),
     )
     return columns, letters
+
+
+def _covariates(registry: Registry, slot: Int64, events: Sequence[Exposure | None]) -> Int64:
+    """Each exposure's covariate in whole steps, cut off at the bound."""
+    steps = np.zeros(len(slot), np.int64)
+    if "covariates" not in registry.memo:
+        used = [(one.index, used_covariate(one.spec)) for one in registry.slots]
+        registry.memo["covariates"] = [(index, covariate) for index, covariate in used if covariate]
+    for index, covariate in registry.memo["covariates"]:
+        rows = np.flatnonzero(slot == index)
+        given = [
+            None if event is None else event.covariate for event in map(events.__getitem__, rows.tolist())
+        ]
+        values = [covariate.missing if value is None else value for value in given]
+        with np.errstate(over="ignore"):
+            quotients = np.array(values, np.float64) / covariate.scale
+        # Cut off while it is a float: a quotient may be beyond what an integer holds.
+        steps[rows] = np.rint(np.clip(quotients, -covariate.max_steps, covariate.max_steps))
+    return steps
 
 
 def _router(registry: Registry, kind: type[_Router]) -> _Router:
@@ -193,18 +215,18 @@ def _is_plain(slot: Slot, interval: Interval) -> bool:
 
 
 class _RewardRouter:
-    """Routes rewards, remembering per event name from when on a metric always listens, and the tightest bound."""
+    """Routes rewards, remembering per event name from when on a stream always listens, and the tightest bounds."""
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
-        self._plain: dict[str, tuple[int, float, tuple[int, int]]] = {}
+        self._plain: dict[str, tuple[int, float, float, tuple[int, int]]] = {}
         for event, code in registry.events.items():
             heard = registry.all_listeners(event)
-            open_ended = [
-                slot.intervals[-1].from_ms for slot, _ in heard if slot.intervals[-1].until_ms == FOREVER
-            ]
-            bound = min(metric.max_steps * metric.step for _, metric in heard) * (1 - 1e-12)
-            self._plain[event] = (min(open_ended, default=FOREVER), bound, (code, NO_EXPERIMENT))
+            newest = [one.slot.intervals[-1] for one in heard]
+            open_ended = [interval.from_ms for interval in newest if interval.until_ms == FOREVER]
+            bound = min(one.stream.source.max_steps * one.stream.source.step for one in heard) * (1 - 1e-12)
+            least = max(-bound, *(one.stream.least for one in heard))
+            self._plain[event] = (min(open_ended, default=FOREVER), least, bound, (code, NO_EXPERIMENT))
 
     def route(self, event: Reward | RecordRejected, log_ms: int) -> tuple[int, int] | RecordRejected:
         if isinstance(event, RecordRejected):
@@ -214,9 +236,9 @@ class _RewardRouter:
             event.experiment is None
             and plain is not None
             and log_ms >= plain[0]
-            and abs(event.value) <= plain[1]
+            and plain[1] <= event.value <= plain[2]
         ):
-            return plain[2]
+            return plain[3]
         try:
             code = self._registry.route_reward(event, log_ms)
         except RecordRejected as rejection:

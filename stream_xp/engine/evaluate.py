@@ -1,4 +1,4 @@
-"""From exact statistics to evidence: every test of an experiment at one look."""
+"""From exact statistics to evidence: every test of many experiments at one look."""
 
 from __future__ import annotations
 
@@ -6,17 +6,35 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import msgspec
+import numpy as np
 
 from stream_xp import stats
-from stream_xp.domain.decision import ArmResult, Evidence, MetricResult, MetricState, SampleRatio
-from stream_xp.domain.experiment import Direction, ExperimentRecord, ExperimentSpec, Metric, Role
+from stream_xp.domain.decision import (
+    ArmResult,
+    Evidence,
+    Method,
+    MetricResult,
+    MetricState,
+    SampleRatio,
+    SegmentResult,
+)
+from stream_xp.domain.experiment import Direction, ExperimentRecord, Metric, Role
 from stream_xp.domain.statistics import ALL, ExperimentStatistics
+from stream_xp.engine.comparison import (
+    UNTESTABLE,
+    Comparison,
+    Finder,
+    Finding,
+    comparisons,
+    found_all,
+    grouped,
+)
+from stream_xp.engine.mean_findings import mean_findings
+from stream_xp.engine.quantile_findings import quantile_findings
+from stream_xp.engine.rate_findings import rate_findings
 
 MAX_CROSSOVER_SHARE = 0.01
 """More crossovers than this share of the units make an experiment invalid."""
-
-_UNTESTABLE = "cannot be tested"
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +42,7 @@ class Evaluation:
     """All evidence at one look.
 
     Attributes:
+        segments: effects inside segments; they inform and never decide.
         invalid: why nothing may ship on it; empty when all is well.
     """
 
@@ -31,159 +50,142 @@ class Evaluation:
     metrics: tuple[MetricResult, ...]
     sample_ratio: SampleRatio | None
     invalid: tuple[str, ...]
+    segments: tuple[SegmentResult, ...] = ()
+
+
+Look = tuple[ExperimentRecord, ExperimentStatistics]
+"""An experiment and what is known of it."""
 
 
 def evaluate(record: ExperimentRecord, statistics: ExperimentStatistics) -> Evaluation:
-    """Test every metric in every treatment arm, and the sample ratio.
+    """Test every metric in every treatment arm, and the sample ratio; `evaluate_all` for one experiment."""
+    (evaluation,) = evaluate_all([(record, statistics)])
+    return evaluation
 
-    The error budgets are split evenly: `alpha` over (primary metrics x treatment arms), two-sided,
-    `guardrail_alpha` over (guardrails x treatment arms) for harm, one-sided. Non-inferiority is tested at `alpha`
-    without a split, because every guardrail of an arm must pass before that arm ships. Secondary metrics are
-    shown at `alpha`.
 
-    Statistics may be ahead of the record by a weight epoch. Metrics use its units, because the comparison
-    inside an epoch needs no weights; the sample ratio cannot, so the experiment is invalid until the record is here.
+def evaluate_all(looks: Sequence[Look]) -> list[Evaluation]:
+    """Test every metric in every treatment arm of every experiment, and their sample ratios.
+
+    Methods, levels and tunings come from the specs alone (`engine.design`). Comparisons of one method are tested
+    together as arrays, across experiments; what is found of one experiment does not depend on the others.
+
+    Statistics may be ahead of the record by a weight epoch. Asymptotic tests use its units, because the comparison
+    inside an epoch needs no weights; exact tests and the sample ratio cannot, so the experiment is invalid until
+    the record is here.
     """
-    spec = record.spec
-    cells = _cells(statistics)
-    metrics = tuple(
-        _metric_result(spec, metric, arm.key, cells) for metric in spec.metrics for arm in spec.treatments
-    )
+    batches = [list(comparisons(record, statistics)) for record, statistics in looks]
+    findings = iter(_findings([comparison for batch in batches for comparison in batch]))
+    ratios = _sample_ratios(looks)
+    return [
+        _evaluation(look, [(comparison, next(findings)) for comparison in batch], ratio)
+        for look, batch, ratio in zip(looks, batches, ratios, strict=True)
+    ]
+
+
+_FINDERS: dict[Method, Finder] = {
+    Method.EXACT_THEN_ASYMPTOTIC: mean_findings,
+    Method.ASYMPTOTIC: mean_findings,
+    Method.CUPED: mean_findings,
+    Method.ANCOVA: mean_findings,
+    Method.RATIO: mean_findings,
+    Method.RATE_RATIO: rate_findings,
+    Method.QUANTILE: quantile_findings,
+}
+
+
+def _findings(batch: Sequence[Comparison]) -> list[Finding]:
+    findings = [Finding()] * len(batch)
+    groups = grouped(batch, lambda one: (one.plan.fault, one.plan.method, len(one.strata)))
+    for (fault, method, _), members in groups.items():
+        finder = _FINDERS[method] if fault is None else _refuse
+        of_group = found_all([batch[at] for at in members], finder)
+        for at, finding in zip(members, of_group, strict=True):
+            findings[at] = finding
+    return findings
+
+
+def _refuse(batch: Sequence[Comparison]) -> list[Finding]:
+    return [Finding(note=f"{UNTESTABLE}: {comparison.plan.fault}") for comparison in batch]
+
+
+def _evaluation(
+    look: Look, found: Sequence[tuple[Comparison, Finding]], ratio: SampleRatio | None
+) -> Evaluation:
+    record, statistics = look
+    metrics = tuple(_metric_result(*one) for one in found if one[0].segment == ALL)
     arms = _arm_results(record, statistics)
-    ratio = _sample_ratio(record, statistics)
     invalid = [
         *_sample_ratio_faults(ratio),
         *_crossover_faults(arms, statistics.crossover_units),
         *_place_faults(record, statistics),
         *_untestable(metrics),
     ]
-    return Evaluation(arms, metrics, ratio, tuple(invalid))
+    segments = tuple(_segment_result(*one) for one in found if one[0].segment != ALL)
+    return Evaluation(arms, metrics, ratio, tuple(invalid), segments)
 
 
-Cells = dict[str, dict[int, dict[str, stats.Moments]]]
-"""Moments by metric, weight epoch and arm."""
+# --- metrics -------------------------------------------------------------------------------------------
 
 
-def _cells(statistics: ExperimentStatistics) -> Cells:
-    cells: Cells = {}
-    for row in statistics.moments:
-        if row.segment == ALL:
-            epochs = cells.setdefault(row.metric, {})
-            epochs.setdefault(row.epoch, {})[row.arm] = stats.Moments(row.n, int(row.s), int(row.q))
-    return cells
-
-
-def _strata(metric: Metric, control: str, arm: str, cells: Cells) -> list[stats.Stratum]:
-    return [
-        stats.Stratum(epoch.get(control, stats.EMPTY), epoch.get(arm, stats.EMPTY))
-        for _, epoch in sorted(cells.get(metric.key, {}).items())
-    ]
-
-
-def _metric_result(spec: ExperimentSpec, metric: Metric, arm: str, cells: Cells) -> MetricResult:
-    strata = _strata(metric, spec.control.key, arm, cells)
-    result = MetricResult(
+def _metric_result(comparison: Comparison, finding: Finding) -> MetricResult:
+    metric = comparison.plan.metric
+    control_units, arm_units = comparison.units
+    return MetricResult(
         metric=metric.key,
         role=metric.role,
-        arm=arm,
-        state=MetricState.UNDETERMINED,
-        control_units=sum(stratum.control.n for stratum in strata),
-        arm_units=sum(stratum.treatment.n for stratum in strata),
+        arm=comparison.arm,
+        state=_state(metric, finding),
+        method=comparison.plan.method,
+        control_units=control_units,
+        arm_units=arm_units,
+        control_mean=finding.control_mean,
+        arm_mean=finding.arm_mean,
+        effect=finding.effect,
+        lift=finding.lift,
+        harm=finding.harm,
+        safety=finding.safety,
+        quantiles=finding.quantiles,
+        distribution=finding.distribution,
+        note=finding.note,
     )
-    try:
-        return _tested(spec, metric, result, strata)
-    except ValueError as error:
-        # A scale, margin or alpha beyond what the method takes. It closes this experiment's gates; it must not
-        # end the worker that watches all the others.
-        return msgspec.structs.replace(result, note=f"{_UNTESTABLE}: {error}")
 
 
-def _tested(
-    spec: ExperimentSpec, metric: Metric, result: MetricResult, strata: Sequence[stats.Stratum]
-) -> MetricResult:
-    means = stats.summarise(strata, scale=metric.step)
-    if isinstance(means, stats.Undetermined):
-        return msgspec.structs.replace(result, note=means.reason)
-    result = msgspec.structs.replace(
-        result, control_mean=means.control_mean, arm_mean=means.treatment_mean, **_effect(spec, metric, means)
+def _segment_result(comparison: Comparison, finding: Finding) -> SegmentResult:
+    control_units, arm_units = comparison.units
+    return SegmentResult(
+        metric=comparison.plan.metric.key,
+        arm=comparison.arm,
+        segment=comparison.segment,
+        control_units=control_units,
+        arm_units=arm_units,
+        effect=finding.effect,
     )
-    if metric.role is Role.GUARDRAIL:
-        result = msgspec.structs.replace(result, **_guard(spec, metric, means))
-    return msgspec.structs.replace(result, state=_state(metric, result))
 
 
-def _effect(spec: ExperimentSpec, metric: Metric, means: stats.ArmMeans) -> dict[str, Evidence]:
-    alpha = (
-        spec.alpha / (len(spec.with_role(Role.PRIMARY)) * len(spec.treatments))
-        if metric.role is Role.PRIMARY
-        else spec.alpha
-    )
-    rho2 = stats.tuned_rho2(pair_sample(spec), alpha)
-    shown = {"effect": _evidence(stats.mean_difference(means, alpha=alpha, rho2=rho2), alpha)}
-    lift = stats.relative_lift(means, alpha=alpha, rho2=rho2)
-    if not isinstance(lift, stats.Undetermined):
-        shown["lift"] = _evidence(lift, alpha)
-    return shown
-
-
-def _guard(spec: ExperimentSpec, metric: Metric, means: stats.ArmMeans) -> dict[str, Evidence]:
-    """The two one-sided sequences of a guardrail: harm (stops) and safety (lets ship)."""
-    margin, kind = _signed_margin(metric)
-    harm_side, safe_side = _SIDES[metric.direction]
-    harm_alpha = spec.guardrail_alpha / (len(spec.with_role(Role.GUARDRAIL)) * len(spec.treatments))
-    harm = stats.one_sided_test(
-        means,
-        margin=0.0 if metric.critical else margin,
-        margin_kind="absolute" if metric.critical else kind,
-        side=harm_side,
-        alpha=harm_alpha,
-        rho2=stats.one_sided_rho2(pair_sample(spec), harm_alpha),
-    )
-    safety = stats.one_sided_test(
-        means,
-        margin=margin,
-        margin_kind=kind,
-        side=safe_side,
-        alpha=spec.alpha,
-        rho2=stats.one_sided_rho2(pair_sample(spec), spec.alpha),
-    )
-    return {"harm": _evidence(harm, harm_alpha), "safety": _evidence(safety, spec.alpha)}
-
-
-def _signed_margin(metric: Metric) -> tuple[float, stats.MarginKind]:
-    """The margin as an effect: negative where larger is better."""
-    if metric.margin is None:
-        raise ValueError("a guardrail needs a margin")
-    worse = -1.0 if metric.direction is Direction.INCREASE else 1.0
-    if metric.margin.absolute is not None:
-        return worse * metric.margin.absolute, "absolute"
-    return worse * (metric.margin.relative or 0.0), "relative"
-
-
-_SIDES: dict[Direction, tuple[stats.Side, stats.Side]] = {
-    Direction.INCREASE: ("below", "above"),
-    Direction.DECREASE: ("above", "below"),
-}
-"""The side on which a guardrail is harmed, and the side on which it is safe, by its good direction."""
-
-
-def pair_sample(spec: ExperimentSpec) -> float:
-    """Planned units of a treatment arm and the control together, at which its sequence is narrowest.
-
-    Even shares are assumed, because weights may change and the tuning may not.
-    """
-    return spec.planned_sample * 2 / len(spec.arms)
-
-
-def _state(metric: Metric, result: MetricResult) -> MetricState:
-    if result.harm is not None and proven(result.harm):
+def _state(metric: Metric, finding: Finding) -> MetricState:
+    if finding.harm is not None and proven(finding.harm):
         return MetricState.HARMED
-    if result.safety is not None:
-        return MetricState.SAFE if proven(result.safety) else MetricState.INCONCLUSIVE
-    if result.effect is None or result.effect.estimate is None or not proven(result.effect):
-        return MetricState.INCONCLUSIVE
-    good = (result.effect.estimate > 0) == (metric.direction is Direction.INCREASE)
-    return MetricState.BETTER if good else MetricState.WORSE
+    if finding.safety is not None and proven(finding.safety):
+        return MetricState.SAFE
+    signs = {_sign(effect) for effect in _effects(finding) if proven(effect)}
+    if metric.role is Role.GUARDRAIL or not signs:
+        # With a note only an exact test has begun, and has not proven anything.
+        undetermined = finding.effect is None or finding.note is not None
+        return MetricState.UNDETERMINED if undetermined else MetricState.INCONCLUSIVE
+    # A latency that is better at one quantile and worse at another is worse: nobody asked for that trade.
+    good = 1 if metric.direction is Direction.INCREASE else -1
+    return MetricState.BETTER if signs == {good} else MetricState.WORSE
+
+
+def _effects(finding: Finding) -> list[Evidence]:
+    return [q.effect for q in finding.quantiles] or ([finding.effect] if finding.effect is not None else [])
+
+
+def _sign(effect: Evidence) -> int:
+    """The side of 0 that the sequence has left; the estimate's where it has only one bound."""
+    if effect.lower is not None and effect.lower >= 0:
+        return 1
+    return -1 if effect.upper is not None and effect.upper <= 0 else 1 if (effect.estimate or 0.0) > 0 else -1
 
 
 def proven(evidence: Evidence) -> bool:
@@ -191,15 +193,7 @@ def proven(evidence: Evidence) -> bool:
     return evidence.log_e >= evidence.threshold_log_e
 
 
-def _evidence(found: stats.Evidence, alpha: float) -> Evidence:
-    return Evidence(
-        estimate=found.estimate,
-        lower=found.lower if math.isfinite(found.lower) else None,
-        upper=found.upper if math.isfinite(found.upper) else None,
-        log_e=found.log_e,
-        p_always_valid=found.p_always_valid,
-        threshold_log_e=-math.log(alpha),
-    )
+# --- units ---------------------------------------------------------------------------------------------
 
 
 def _unit_counts(statistics: ExperimentStatistics) -> dict[tuple[str, int], int]:
@@ -221,12 +215,30 @@ def _arm_results(record: ExperimentRecord, statistics: ExperimentStatistics) -> 
     )
 
 
-def _sample_ratio(record: ExperimentRecord, statistics: ExperimentStatistics) -> SampleRatio | None:
-    """The tilt-mixture test over all weight epochs; None while no unit was exposed.
+def _sample_ratios(looks: Sequence[Look]) -> list[SampleRatio | None]:
+    """The tilt-mixture test over all weight epochs of each experiment; None while no unit was exposed.
 
     An arm of weight 0 has no place in its epoch's multinomial: units there are a mismatch in themselves, with no
     e-value, so that `log_e` can then lie below the threshold.
     """
+    tables = [_assigned(record, statistics) for record, statistics in looks]
+    log_e = np.zeros(len(looks))
+    shapes: dict[tuple[int, int], list[int]] = {}
+    for at, (rows, _) in enumerate(tables):
+        shapes.setdefault((len(rows), len(rows[0])), []).append(at)
+    for members in shapes.values():
+        counts = np.array([tables[at][0] for at in members], np.int64)
+        log_e[members] = stats.sample_ratio_log_e(counts, np.array([tables[at][1] for at in members]))
+    return [
+        _sample_ratio(look, float(one), exposed=any(map(any, rows)))
+        for look, one, (rows, _) in zip(looks, log_e, tables, strict=True)
+    ]
+
+
+def _assigned(
+    record: ExperimentRecord, statistics: ExperimentStatistics
+) -> tuple[list[list[int]], list[list[float]]]:
+    """Units per epoch and arm, without those in arms of weight 0, and the weights."""
     counts = _unit_counts(statistics)
     arms = [arm.key for arm in record.spec.arms]
     weights = [[epoch.weights.get(arm, 0.0) for arm in arms] for epoch in record.epochs]
@@ -237,12 +249,14 @@ def _sample_ratio(record: ExperimentRecord, statistics: ExperimentStatistics) ->
         ]
         for epoch, row in zip(record.epochs, weights, strict=True)
     ]
-    stray = _stray_units(record, counts)
-    found = stats.sample_ratio(rows, weights)
-    if isinstance(found, stats.Undetermined) and not stray:
+    return rows, weights
+
+
+def _sample_ratio(look: Look, log_e: float, *, exposed: bool) -> SampleRatio | None:
+    record, statistics = look
+    stray = _stray_units(record, _unit_counts(statistics))
+    if not exposed and not stray:
         return None
-    # The e-value of no unit is 1.
-    log_e = 0.0 if isinstance(found, stats.Undetermined) else found.log_e
     threshold = -math.log(record.spec.sample_ratio_alpha)
     return SampleRatio(
         log_e=log_e,
@@ -261,6 +275,9 @@ def _stray_units(record: ExperimentRecord, counts: dict[tuple[str, int], int]) -
     )
 
 
+# --- what makes an experiment invalid --------------------------------------------------------------------
+
+
 def _sample_ratio_faults(ratio: SampleRatio | None) -> list[str]:
     return ["sample-ratio mismatch"] if ratio is not None and ratio.mismatch else []
 
@@ -277,8 +294,9 @@ def _crossover_faults(arms: Sequence[ArmResult], crossovers: int) -> list[str]:
 
 def _place_faults(record: ExperimentRecord, statistics: ExperimentStatistics) -> list[str]:
     """Units that the record has no place for: it is older than the statistics, or not theirs."""
-    places = [(row.arm, row.epoch) for row in statistics.units]
-    places += [(row.arm, row.epoch) for row in statistics.moments]
+    places = {(row.arm, row.epoch) for row in statistics.units}
+    for rows in (statistics.moments, statistics.events, statistics.histograms):
+        places |= {(row.arm, row.epoch) for row in rows}
     arms = {arm for arm, _ in places} - set(record.spec.weights)
     epochs = {epoch for _, epoch in places} - {epoch.epoch for epoch in record.epochs}
     named = (("weight epoch", sorted(map(str, epochs))), ("arm", sorted(arms)))
@@ -290,6 +308,6 @@ def _untestable(metrics: Sequence[MetricResult]) -> list[str]:
     notes = {
         f"{result.metric} {result.note}": None
         for result in metrics
-        if result.role != Role.SECONDARY and result.note is not None and result.note.startswith(_UNTESTABLE)
+        if result.role != Role.SECONDARY and result.note is not None and result.note.startswith(UNTESTABLE)
     }
     return list(notes)

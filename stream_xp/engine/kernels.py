@@ -51,9 +51,23 @@ SCALARS = 12
 ) = range(10)
 OUTCOMES = 10
 
-AGG_ANY, AGG_SUM, AGG_MAX, AGG_LAST = range(4)
-VALUE_WIDTH = (1, 1, 2, 3)
-"""int64 words of a unit's value per aggregation: any 0/1; sum; max and count; last, its time and its offset."""
+AGG_ANY, AGG_COUNT, AGG_SUM, AGG_MAX, AGG_LAST, AGG_FIRST = range(6)
+VALUE_WIDTH = (1, 1, 1, 2, 3, 1)
+"""int64 words of a unit's value per aggregation.
+
+Any 0/1; how many are not 0; sum; max and count; last, its time and its offset + 1; first + 1, 0 if there is none.
+"""
+
+MOMENTS, PRODUCTS, EVENTS, HISTOGRAM = range(4)
+CELL_WORDS = (5, 11, 2)
+"""int64 words of a cell per kind: n and the 128-bit sums of y, y * y; and of x, x * x, x * y; units and events.
+
+A histogram has a word for each of its bins.
+"""
+
+AT_ONCE = -1
+NO_STAGE = 2**31 - 1
+"""Stages beside those of windows: of what counts as soon as it is settled, of what has no cells of its own."""
 
 
 SLOT = np.dtype(
@@ -61,6 +75,7 @@ SLOT = np.dtype(
         ("width", "i8"),
         ("cells", "i8"),
         ("arms", "i8"),
+        ("covariate", "i8"),
         ("metric_start", "i8"),
         ("stage_start", "i8"),
         ("interval_start", "i8"),
@@ -69,7 +84,20 @@ SLOT = np.dtype(
     ]
 )
 METRIC = np.dtype(
-    [("aggregation", "i8"), ("scale", "f8"), ("max_steps", "f8"), ("window_ms", "i8"), ("word", "i8")]
+    [
+        ("aggregation", "i8"),
+        ("scale", "f8"),
+        ("max_steps", "f8"),
+        ("least", "f8"),
+        ("window_ms", "i8"),
+        ("word", "i8"),
+        ("kind", "i8"),
+        ("words", "i8"),
+        ("cells", "i8"),
+        ("stage", "i8"),
+        ("other", "i8"),
+        ("counts_for", "i8"),
+    ]
 )
 STAGE = np.dtype([("window_ms", "i8"), ("metric_start", "i8")])
 INTERVAL = np.dtype([("from_ms", "i8"), ("until_ms", "i8")])
@@ -82,12 +110,16 @@ class Layout(NamedTuple):
     """The registry as arrays; a ``*_start`` column spans from its row to the next, so those tables end in a spare row.
 
     Attributes:
-        slots: words of values per unit, segment cells, arms, and where its rows in the other tables start.
-        metrics: of all slots in turn; `word` is the place of the metric in a unit's values.
+        slots: words of values per unit, segment cells, arms, the row of its covariate among the metrics (-1 if it
+            has none), and where its rows in the other tables start.
+        metrics: of all slots in turn, each with its denominators and its covariate behind its metrics. `word` is
+            the place in a unit's values, `cells` where the cells of `words` words each begin in an epoch's block,
+            `stage` what it matures in, `other` the row of the second value of `PRODUCTS`, `counts_for` the row
+            that refusals are counted in.
         stages: the distinct attribution windows of a slot, ascending; `stage_metric` lists what matures in each.
         intervals: log times in which a slot is in force.
         dimensions: registered segments of a slot, with the first cell of each.
-        epochs: weight epochs of a slot, with their base in the units and moments pools (in cells).
+        epochs: weight epochs of a slot, with their base in the units and moments pools (in words).
         listener_start: per event code, the first of the `listeners` it reaches.
     """
 
@@ -145,8 +177,8 @@ class State(NamedTuple):
         waiting: heap of rewards by event time; `at` is their place in `pool`, whose unused places are in `free`.
         exposure_ids, reward_ids: open addressing, ids seen with their event time; NEVER is empty.
         units: units per (slot, epoch, arm, segment cell).
-        moments: five words per (slot, epoch, metric, arm, segment cell).
-        tallies: per slot. out_of_range: per metric.
+        moments: the words of a cell (CELL_WORDS) per (slot, epoch, metric, arm, segment cell).
+        tallies: per slot. out_of_range: per row of `Layout.metrics`.
     """
 
     scalars: Int64
@@ -206,6 +238,33 @@ def _add_moments(moments, at, y, sign):
 
 
 @_compiled
+def _add_product(pool, at, x, y, sign):
+    """Add sign * x * y to the two words at `at`; |x|, |y| < 2**62."""
+    if (x < 0) != (y < 0):
+        sign = -sign
+    a = np.abs(x)
+    a1 = a >> np.int64(31)
+    a0 = a & np.int64(2**31 - 1)
+    b = np.abs(y)
+    b1 = b >> np.int64(31)
+    b0 = b & np.int64(2**31 - 1)
+    _add_signed(pool, at, (a1 * b1) << np.int64(62), (a1 * b1) >> np.int64(2), sign)
+    # Each of the two is below 2**62, so their sum still has its sign bit clear.
+    cross = a1 * b0 + a0 * b1
+    _add_signed(pool, at, cross << np.int64(31), cross >> np.int64(33), sign)
+    _add_signed(pool, at, a0 * b0, np.int64(0), sign)
+
+
+@_compiled
+def _add_products(moments, at, x, y, sign):
+    """Add sign * (x, x * x, x * y) to the six words at `at`."""
+    signed = x * sign
+    _add(moments, at, signed, signed >> np.int64(63))
+    _add_product(moments, at + 2, x, x, sign)
+    _add_product(moments, at + 4, x, y, sign)
+
+
+@_compiled
 def _add_signed(pool, at, low, high, sign):
     if sign > 0:
         _add(pool, at, low, high)
@@ -219,6 +278,7 @@ def _add_signed(pool, at, low, high, sign):
 
 @_compiled
 def _push(heap, n, ms, at):
+    """Add an entry to a heap of n. A reward comes after all of its time: it has the largest offset so far."""
     i = n
     while i > 0:
         parent = (i - 1) >> 1
@@ -232,8 +292,16 @@ def _push(heap, n, ms, at):
 
 
 @_compiled
-def _pop(heap, n):
-    """Remove the top of a heap of n; the caller has read it and now counts n - 1."""
+def _before(heap, i, ms, at, pool):
+    """Whether entry i comes before (ms, at); rewards of one time by their offsets, rows as they come."""
+    if pool is None or heap[i].ms != ms:
+        return heap[i].ms < ms
+    return pool[heap[i].at].offset < pool[at].offset
+
+
+@_compiled
+def _pop(heap, n, pool):
+    """Remove the top of a heap of n; the caller has read it and now counts n - 1. `pool`: of rewards, else None."""
     last = n - 1
     ms = heap[last].ms
     at = heap[last].at
@@ -242,9 +310,9 @@ def _pop(heap, n):
         child = 2 * i + 1
         if child >= last:
             break
-        if child + 1 < last and heap[child + 1].ms < heap[child].ms:
+        if child + 1 < last and _before(heap, child + 1, heap[child].ms, heap[child].at, pool):
             child += 1
-        if heap[child].ms >= ms:
+        if not _before(heap, child, ms, at, pool):
             break
         heap[i].ms = heap[child].ms
         heap[i].at = heap[child].at
@@ -348,6 +416,7 @@ def _count_unit(layout, state, row, cells, sign):
 
 @_compiled
 def _unit_value(layout, state, row, metric):
+    """A unit's value of a metric; 0 if there is none."""
     word = state.rows[row].values + layout.metrics[metric].word
     if layout.metrics[metric].aggregation == AGG_MAX and state.values[word + 1] == 0:
         return np.int64(0)
@@ -355,21 +424,58 @@ def _unit_value(layout, state, row, metric):
 
 
 @_compiled
-def _count_stage(layout, state, row, stage, cells, sign):
-    """Add a unit to, or take it from, the moments of every metric that matures in `stage`."""
+def _latency(layout, state, row, metric):
+    """A unit's value of a latency; -1 if there is none."""
+    word = state.rows[row].values + layout.metrics[metric].word
+    aggregation = layout.metrics[metric].aggregation
+    if aggregation == AGG_FIRST:
+        return state.values[word] - 1
+    if state.values[word + (1 if aggregation == AGG_MAX else 2)] == 0:
+        return np.int64(-1)
+    return state.values[word]
+
+
+@_compiled
+def _bin(y):
+    """The histogram bin of y >= 0: one to a step below 64, then 32 to each doubling."""
+    doublings = np.int64(0)
+    while y >> doublings >= 64:
+        doublings += 1
+    return 32 * doublings + (y >> doublings)
+
+
+@_compiled
+def _first_cell(layout, state, row, metric):
+    """Where a metric's cells of the unit's epoch and arm begin."""
     slot = state.rows[row].slot
-    n = _cells(layout, slot, state.rows[row].segment, cells)
-    arm_cells = layout.slots[slot].arms * layout.slots[slot].cells
     base = layout.epochs[layout.slots[slot].epoch_start + state.rows[row].epoch].moments
-    base += state.rows[row].arm * layout.slots[slot].cells
-    first = layout.slots[slot].metric_start
-    for m in range(layout.stages[stage].metric_start, layout.stages[stage + 1].metric_start):
-        metric = layout.stage_metric[m]
-        y = _unit_value(layout, state, row, metric)
-        for c in range(n):
-            at = (base + (metric - first) * arm_cells + cells[c]) * 5
-            _add_moments(state.moments, at, y, sign)
-    state.tallies[slot].dirty = 1
+    base += layout.metrics[metric].cells
+    return base + state.rows[row].arm * layout.slots[slot].cells * layout.metrics[metric].words
+
+
+@_compiled
+def _count_metric(layout, state, row, metric, cells, n, sign):
+    """Add what a unit contributes to a metric to, or take it from, its `n` segment cells."""
+    base = _first_cell(layout, state, row, metric)
+    words = layout.metrics[metric].words
+    kind = layout.metrics[metric].kind
+    if kind == HISTOGRAM:
+        latency = _latency(layout, state, row, metric)
+        if latency >= 0:
+            for c in range(n):
+                state.moments[base + cells[c] * words + _bin(latency)] += sign
+        return
+    y = _unit_value(layout, state, row, metric)
+    for c in range(n):
+        at = base + cells[c] * words
+        if kind == EVENTS:
+            state.moments[at] += sign * np.int64(y > 0)
+            state.moments[at + 1] += sign * y
+            continue
+        _add_moments(state.moments, at, y, sign)
+        if kind == PRODUCTS:
+            x = _unit_value(layout, state, row, layout.metrics[metric].other)
+            _add_products(state.moments, at + 5, x, y, sign)
 
 
 # --- exposures ---------------------------------------------------------------------------------------------------
@@ -377,8 +483,11 @@ def _count_stage(layout, state, row, stage, cells, sign):
 
 @_compiled
 def _await_maturity(layout, state, row, lateness_ms):
+    """Note when the unit matures next, if it does."""
     slot = state.rows[row].slot
     stage = layout.slots[slot].stage_start + state.rows[row].stage
+    if stage == layout.slots[slot + 1].stage_start:
+        return
     due_ms = state.rows[row].t0_ms + layout.stages[stage].window_ms + lateness_ms
     _push(state.due, state.scalars[DUE], due_ms, row)
     state.scalars[DUE] += 1
@@ -412,8 +521,11 @@ def _cross_over(layout, state, row, cells):
     """Take back all that the unit has contributed."""
     slot = state.rows[row].slot
     _count_unit(layout, state, row, cells, -1)
-    for stage in range(state.rows[row].stage):
-        _count_stage(layout, state, row, layout.slots[slot].stage_start + stage, cells, -1)
+    n = _cells(layout, slot, state.rows[row].segment, cells)
+    for metric in range(layout.slots[slot].metric_start, layout.slots[slot + 1].metric_start):
+        # Stages that are over, and all that counts at once.
+        if layout.metrics[metric].stage < state.rows[row].stage:
+            _count_metric(layout, state, row, metric, cells, n, -1)
     state.rows[row].crossover = 1
     state.tallies[slot].crossover_units += 1
     state.exposure_outcomes[COUNTED] -= state.rows[row].exposures
@@ -421,7 +533,15 @@ def _cross_over(layout, state, row, cells):
 
 
 @_compiled
-def _expose(layout, state, cells, slot, u0, u1, arm, epoch, segment, time_ms, lateness_ms):
+def _keep_covariate(layout, state, row, covariate):
+    slot = state.rows[row].slot
+    if layout.slots[slot].covariate >= 0:
+        word = layout.metrics[layout.slots[slot].covariate].word
+        state.values[state.rows[row].values + word] = covariate
+
+
+@_compiled
+def _expose(layout, state, cells, slot, u0, u1, arm, epoch, segment, covariate, time_ms, lateness_ms):
     at = _find(state, slot, u0, u1)
     row = state.lookup[at] - 1
     if time_ms < state.tallies[slot].first_exposure_ms:
@@ -429,6 +549,7 @@ def _expose(layout, state, cells, slot, u0, u1, arm, epoch, segment, time_ms, la
         state.tallies[slot].dirty = 1
     if row < 0:
         row = _new_row(layout, state, at, slot, u0, u1, arm, epoch, segment, time_ms)
+        _keep_covariate(layout, state, row, covariate)
         _count_unit(layout, state, row, cells, 1)
         _await_maturity(layout, state, row, lateness_ms)
         state.exposure_outcomes[COUNTED] += 1
@@ -436,10 +557,14 @@ def _expose(layout, state, cells, slot, u0, u1, arm, epoch, segment, time_ms, la
     if state.rows[row].crossover == 0 and state.rows[row].arm != arm:
         _cross_over(layout, state, row, cells)
     if state.rows[row].crossover == 0 and time_ms < state.rows[row].t0_ms:
-        # Not yet mature: an exposure this early is admissible only while t0 + lateness >= watermark.
+        # Nothing but the unit itself has been counted yet. This exposure was admitted, so time_ms + lateness >=
+        # watermark. Every event that the unit has had settled happened at or after the old t0 > time_ms, and was
+        # settled when its time + lateness was below the watermark: there is none. A stage that is over ended at
+        # t0 + window + lateness <= watermark: there is none either.
         _count_unit(layout, state, row, cells, -1)
         state.rows[row].epoch = epoch
         state.rows[row].segment = segment
+        _keep_covariate(layout, state, row, covariate)
         _count_unit(layout, state, row, cells, 1)
     if time_ms < state.rows[row].t0_ms:
         state.rows[row].t0_ms = time_ms
@@ -464,6 +589,7 @@ def fold_exposures(
     arm,
     epoch,
     segment,
+    covariate,
     lateness_ms,
     cells,
     behind,
@@ -511,6 +637,7 @@ def fold_exposures(
                 arm[i],
                 epoch[i],
                 segment[i],
+                covariate[i],
                 time_ms[i],
                 lateness_ms,
             )
@@ -600,6 +727,9 @@ def _fold_value(layout, state, row, metric, value, time_ms, offset):
         if value != 0.0:
             values[word] = 1
         return
+    if aggregation == AGG_COUNT:
+        values[word] += np.int64(value != 0.0)
+        return
     y = np.int64(np.rint(value / layout.metrics[metric].scale))
     if aggregation == AGG_SUM:
         values[word] += y
@@ -620,7 +750,34 @@ def _fold_value(layout, state, row, metric, value, time_ms, offset):
 
 
 @_compiled
-def _attribute(layout, state, at, time_ms):
+def _enter_event(layout, state, row, metric, value, cells):
+    """Let an event count at once, a latency's only if it is the unit's first one; rewards come in order of time."""
+    slot = state.rows[row].slot
+    word = state.rows[row].values + layout.metrics[metric].word
+    if state.rows[row].crossover == 1:
+        return
+    before = state.values[word]
+    if layout.metrics[metric].kind == EVENTS:
+        if value == 0.0:
+            return
+        state.values[word] += 1
+        place, more = np.int64(1), np.int64(before == 0)
+    else:
+        if before != 0:
+            return
+        y = np.int64(np.rint(value / layout.metrics[metric].scale))
+        state.values[word] = y + 1
+        place, more = _bin(y), np.int64(0)
+    base = _first_cell(layout, state, row, metric)
+    for c in range(_cells(layout, slot, state.rows[row].segment, cells)):
+        at = base + cells[c] * layout.metrics[metric].words
+        state.moments[at] += more
+        state.moments[at + place] += 1
+    state.tallies[slot].dirty = 1
+
+
+@_compiled
+def _attribute(layout, state, at, time_ms, cells):
     """Give a reward to every listening metric in whose window it falls; whether there was one."""
     event = state.pool[at].event
     only = state.pool[at].experiment
@@ -639,28 +796,30 @@ def _attribute(layout, state, at, time_ms):
         ):
             continue
         counted = True
-        if (
-            layout.metrics[metric].aggregation != AGG_ANY
-            and abs(np.rint(value / layout.metrics[metric].scale)) > layout.metrics[metric].max_steps
+        if layout.metrics[metric].aggregation > AGG_COUNT and (
+            value < layout.metrics[metric].least
+            or abs(np.rint(value / layout.metrics[metric].scale)) > layout.metrics[metric].max_steps
         ):
-            state.out_of_range[metric] += 1
+            state.out_of_range[layout.metrics[metric].counts_for] += 1
             state.tallies[slot].dirty = 1
+        elif layout.metrics[metric].stage == AT_ONCE:
+            _enter_event(layout, state, row, metric, value, cells)
         else:
             _fold_value(layout, state, row, metric, value, time_ms, state.pool[at].offset)
     return counted
 
 
 @_compiled
-def _settle_rewards(layout, state, watermark_ms, lateness_ms):
-    """Attribute every reward that no admissible exposure can precede any more."""
+def _settle_rewards(layout, state, watermark_ms, lateness_ms, cells):
+    """Attribute every reward that no admissible exposure can precede any more, in order of time, then offset."""
     scalars = state.scalars
     while scalars[WAITING] > 0 and state.waiting[0].ms + lateness_ms < watermark_ms:
         time_ms = state.waiting[0].ms
         at = state.waiting[0].at
-        _pop(state.waiting, scalars[WAITING])
+        _pop(state.waiting, scalars[WAITING], state.pool)
         scalars[WAITING] -= 1
         state.reward_outcomes[WAITS] -= 1
-        state.reward_outcomes[COUNTED if _attribute(layout, state, at, time_ms) else UNATTRIBUTED] += 1
+        state.reward_outcomes[COUNTED if _attribute(layout, state, at, time_ms, cells) else UNATTRIBUTED] += 1
         state.free[scalars[FREE]] = at
         scalars[FREE] += 1
 
@@ -672,7 +831,7 @@ def _mature_units(layout, state, watermark_ms, lateness_ms, cells):
     while scalars[DUE] > 0 and state.due[0].ms <= watermark_ms:
         due_ms = state.due[0].ms
         row = state.due[0].at
-        _pop(state.due, scalars[DUE])
+        _pop(state.due, scalars[DUE], None)
         scalars[DUE] -= 1
         slot = state.rows[row].slot
         stage = layout.slots[slot].stage_start + state.rows[row].stage
@@ -683,10 +842,12 @@ def _mature_units(layout, state, watermark_ms, lateness_ms, cells):
         ):
             continue
         if state.rows[row].crossover == 0:
-            _count_stage(layout, state, row, stage, cells, 1)
+            n = _cells(layout, slot, state.rows[row].segment, cells)
+            for m in range(layout.stages[stage].metric_start, layout.stages[stage + 1].metric_start):
+                _count_metric(layout, state, row, layout.stage_metric[m], cells, n, 1)
+            state.tallies[slot].dirty = 1
         state.rows[row].stage += 1
-        if stage + 1 < layout.slots[slot + 1].stage_start:
-            _await_maturity(layout, state, row, lateness_ms)
+        _await_maturity(layout, state, row, lateness_ms)
 
 
 @_compiled
@@ -695,5 +856,5 @@ def advance(layout, state, watermark_ms, lateness_ms, cells):
     if watermark_ms <= state.scalars[WATERMARK]:
         return
     state.scalars[WATERMARK] = watermark_ms
-    _settle_rewards(layout, state, watermark_ms, lateness_ms)
+    _settle_rewards(layout, state, watermark_ms, lateness_ms, cells)
     _mature_units(layout, state, watermark_ms, lateness_ms, cells)

@@ -3,19 +3,73 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
-from stream_xp.domain.experiment import Aggregation
+from stream_xp.domain.experiment import Adjustment, Aggregation, ExperimentSpec, Metric, MetricKind
 from stream_xp.engine import kernels
-from stream_xp.engine.registry import Registry, Slot
+from stream_xp.engine.registry import Registry, Slot, Stream, streams, used_covariate
 
 _AGGREGATIONS = {
     Aggregation.ANY: kernels.AGG_ANY,
     Aggregation.SUM: kernels.AGG_SUM,
     Aggregation.MAX: kernels.AGG_MAX,
     Aggregation.LAST: kernels.AGG_LAST,
+    Aggregation.FIRST: kernels.AGG_FIRST,
 }
+
+
+class Cells(NamedTuple):
+    """What a metric keeps for each (arm, segment) of a weight epoch.
+
+    Attributes:
+        kind: MOMENTS, PRODUCTS, EVENTS or HISTOGRAM of the kernels.
+        words: int64 words per cell.
+        start: words before the metric's first cell within the epoch's block.
+    """
+
+    kind: int
+    words: int
+    start: int
+
+
+def cells_of(spec: ExperimentSpec, cells: int) -> list[Cells]:
+    """The cells of each metric, in the order of the file, where a metric has `cells` of them in an epoch."""
+    found = []
+    start = 0
+    for metric in spec.metrics:
+        kind = _cell_kind(metric)
+        words = metric.bins if kind == kernels.HISTOGRAM else kernels.CELL_WORDS[kind]
+        found.append(Cells(kind, words, start))
+        start += words * cells
+    return found
+
+
+def _cell_kind(metric: Metric) -> int:
+    if metric.kind is MetricKind.LATENCY:
+        return kernels.HISTOGRAM
+    if metric.kind is MetricKind.COUNT and metric.at_once:
+        return kernels.EVENTS
+    if metric.kind is MetricKind.RATIO or metric.adjustment is not Adjustment.NONE:
+        return kernels.PRODUCTS
+    return kernels.MOMENTS
+
+
+def epoch_cells(slot: Slot) -> int:
+    """(arm, segment) pairs of a slot."""
+    return len(slot.arms) * len(slot.segments.labels)
+
+
+def epoch_words(slot: Slot) -> int:
+    """Words in the moments pool for one weight epoch of a slot."""
+    cells = epoch_cells(slot)
+    return sum(metric.words * cells for metric in cells_of(slot.spec, cells))
+
+
+def metric_rows(spec: ExperimentSpec) -> int:
+    """Rows of a slot in `kernels.Layout.metrics`: metrics, denominators, covariate."""
+    return len(streams(spec)) + (used_covariate(spec) is not None)
 
 
 @dataclass(slots=True)
@@ -23,8 +77,8 @@ class Pools:
     """Where each (slot, weight epoch) has its cells; bases never move once given.
 
     Attributes:
-        units, moments: (slot, epoch) to the base in its pool, counted in cells.
-        units_size, moments_size: cells given out so far.
+        units, moments: (slot, epoch) to the base in its pool, counted in words.
+        units_size, moments_size: words given out so far.
     """
 
     units: dict[tuple[int, int], int] = field(default_factory=dict)
@@ -34,13 +88,12 @@ class Pools:
 
     def reserve(self, slot: Slot) -> None:
         """Give every weight epoch of the slot its cells."""
-        cells = len(slot.arms) * len(slot.segments.labels)
         for epoch in range(max(epoch.epoch for epoch in slot.epochs) + 1):
             if (slot.index, epoch) not in self.units:
                 self.units[slot.index, epoch] = self.units_size
                 self.moments[slot.index, epoch] = self.moments_size
-                self.units_size += cells
-                self.moments_size += cells * len(slot.spec.metrics)
+                self.units_size += epoch_cells(slot)
+                self.moments_size += epoch_words(slot)
 
 
 def build_layout(registry: Registry, pools: Pools) -> kernels.Layout:
@@ -68,14 +121,15 @@ class _Tables:
         self.listeners: list[tuple[int, int]] = []
 
     def add_slot(self, slot: Slot, pools: Pools) -> None:
-        aggregations = [_AGGREGATIONS[metric.folds_by] for metric in slot.spec.metrics]
-        widths = [kernels.VALUE_WIDTH[aggregation] for aggregation in aggregations]
-        self.slots.append(self._starts(sum(widths), len(slot.segments.labels), len(slot.arms)))
-        self._add_stages([metric.window_ms for metric in slot.spec.metrics])
-        self.metrics += [
-            (aggregation, metric.step, metric.max_steps, metric.window_ms, sum(widths[:at]))
-            for at, (metric, aggregation) in enumerate(zip(slot.spec.metrics, aggregations, strict=True))
-        ]
+        rows = _metric_rows(slot, len(self.metrics))
+        width = sum(kernels.VALUE_WIDTH[row.aggregation] for row in rows)
+        covariate = len(self.metrics) + len(rows) - 1 if used_covariate(slot.spec) else -1
+        self.slots.append(self._starts(width, len(slot.segments.labels), len(slot.arms), covariate))
+        for stage, window_ms in enumerate(_stage_windows(slot.spec)):
+            self.stages.append((window_ms, len(self.stage_metric)))
+            first = len(self.metrics)
+            self.stage_metric += [first + at for at, row in enumerate(rows) if row.stage == stage]
+        self.metrics += rows
         self.intervals += [(interval.from_ms, interval.until_ms) for interval in slot.intervals]
         sizes = slot.segments.sizes
         self.dimensions += [(size, 1 + sum(sizes[:at])) for at, size in enumerate(sizes)]
@@ -85,15 +139,14 @@ class _Tables:
 
     def add_listeners(self, registry: Registry) -> None:
         for event in registry.events:
-            for slot, metric in registry.all_listeners(event):
-                first = self.slots[slot.index][3]
-                at = [other.key for other in slot.spec.metrics].index(metric.key)
-                self.listeners.append((slot.index, first + at))
+            for listener in registry.all_listeners(event):
+                first = self.slots[listener.slot.index][_METRIC_START]
+                self.listeners.append((listener.slot.index, first + listener.at))
             self.listener_start.append(len(self.listeners))
 
     def arrays(self) -> kernels.Layout:
         return kernels.Layout(
-            slots=np.array([*self.slots, self._starts(0, 0, 0)], kernels.SLOT),
+            slots=np.array([*self.slots, self._starts(0, 0, 0, -1)], kernels.SLOT),
             metrics=np.array(self.metrics, kernels.METRIC),
             stages=np.array([*self.stages, (0, len(self.stage_metric))], kernels.STAGE),
             stage_metric=np.array(self.stage_metric, np.int64),
@@ -104,11 +157,12 @@ class _Tables:
             listeners=np.array(self.listeners, kernels.LISTENER),
         )
 
-    def _starts(self, width: int, cells: int, arms: int) -> tuple[int, ...]:
+    def _starts(self, width: int, cells: int, arms: int, covariate: int) -> tuple[int, ...]:
         return (
             width,
             cells,
             arms,
+            covariate,
             len(self.metrics),
             len(self.stages),
             len(self.intervals),
@@ -116,8 +170,80 @@ class _Tables:
             len(self.epochs),
         )
 
-    def _add_stages(self, windows: list[int]) -> None:
-        first = len(self.metrics)
-        for window in sorted(set(windows)):
-            self.stages.append((window, len(self.stage_metric)))
-            self.stage_metric += [first + at for at, other in enumerate(windows) if other == window]
+
+_METRIC_START = (kernels.SLOT.names or ()).index("metric_start")
+
+
+class _MetricRow(NamedTuple):
+    """A row of `kernels.METRIC`."""
+
+    aggregation: int
+    scale: float
+    max_steps: float
+    least: float
+    window_ms: int
+    word: int
+    kind: int
+    words: int
+    cells: int
+    stage: int
+    other: int
+    counts_for: int
+
+
+def _stage_windows(spec: ExperimentSpec) -> list[int]:
+    """The attribution windows at whose end something matures, ascending."""
+    return sorted({metric.window_ms for metric in spec.metrics if not metric.at_once})
+
+
+def _metric_rows(slot: Slot, first: int) -> list[_MetricRow]:
+    """The rows of a slot: metrics, then denominators, then the covariate; `first` is the place of the first one."""
+    spec = slot.spec
+    listed = streams(spec)
+    leads = [metric.key for metric in spec.metrics]
+    denominators = {stream.metric.key: first + at for at, stream in enumerate(listed) if at >= len(leads)}
+    rows: list[_MetricRow] = []
+    word = 0
+    for stream in listed:
+        row = _stream_row(stream, word)._replace(
+            other=denominators.get(stream.metric.key, first + len(listed)),
+            counts_for=first + leads.index(stream.metric.key),
+        )
+        rows.append(row)
+        word += kernels.VALUE_WIDTH[row.aggregation]
+    windows = _stage_windows(spec)
+    for at, (metric, cells) in enumerate(zip(spec.metrics, cells_of(spec, epoch_cells(slot)), strict=True)):
+        stage = kernels.AT_ONCE if metric.at_once else windows.index(metric.window_ms)
+        rows[at] = rows[at]._replace(kind=cells.kind, words=cells.words, cells=cells.start, stage=stage)
+    if used_covariate(spec):
+        rows.append(_COVARIATE._replace(word=word))
+    return rows
+
+
+def _stream_row(stream: Stream, word: int) -> _MetricRow:
+    counts = stream.metric.kind is MetricKind.COUNT
+    return _COVARIATE._replace(
+        aggregation=kernels.AGG_COUNT if counts else _AGGREGATIONS[stream.source.folds_by],
+        scale=stream.source.step,
+        max_steps=stream.source.max_steps,
+        least=stream.least,
+        window_ms=stream.metric.window_ms,
+        word=word,
+    )
+
+
+_COVARIATE = _MetricRow(
+    aggregation=kernels.AGG_SUM,
+    scale=1.0,
+    max_steps=0.0,
+    least=0.0,
+    window_ms=0,
+    word=0,
+    kind=kernels.MOMENTS,
+    words=0,
+    cells=0,
+    stage=kernels.NO_STAGE,
+    other=0,
+    counts_for=0,
+)
+"""The row of a covariate: one word that no reward changes."""

@@ -16,10 +16,13 @@ import msgspec
 
 from stream_xp.domain.events import Exposure, Reward, epoch_ms
 from stream_xp.domain.experiment import (
-    Aggregation,
+    Adjustment,
+    Covariate,
+    Denominator,
     ExperimentRecord,
     ExperimentSpec,
     Metric,
+    MetricKind,
     Status,
     WeightEpoch,
 )
@@ -66,6 +69,44 @@ class Interval:
     from_ms: int
     until_ms: int
     epochs: tuple[WeightEpoch, ...]
+
+
+class Stream(NamedTuple):
+    """The rewards that make up one value of a unit: of a metric, or of the denominator of a ratio.
+
+    Attributes:
+        metric: its metric; a ratio has two streams.
+        source: what says how its rewards are quantised and folded.
+    """
+
+    metric: Metric
+    source: Metric | Denominator
+
+    @property
+    def least(self) -> float:
+        """Smallest value that is accepted, metric units; a bound only for latencies."""
+        return 0.0 if self.metric.kind is MetricKind.LATENCY else -math.inf
+
+
+def streams(spec: ExperimentSpec) -> list[Stream]:
+    """Every stream of an experiment: the metrics in the order of the file, then the denominators."""
+    return [Stream(metric, metric) for metric in spec.metrics] + [
+        Stream(metric, metric.denominator) for metric in spec.metrics if metric.denominator is not None
+    ]
+
+
+def used_covariate(spec: ExperimentSpec) -> Covariate | None:
+    """The covariate, if a metric is adjusted for it."""
+    adjusted = any(metric.adjustment is not Adjustment.NONE for metric in spec.metrics)
+    return spec.covariate if adjusted else None
+
+
+class Listener(NamedTuple):
+    """A stream that a reward reaches; `at` is its place among the streams of its slot."""
+
+    slot: Slot
+    at: int
+    stream: Stream
 
 
 @dataclass(slots=True)
@@ -133,7 +174,7 @@ class Registry:
         self._entries: dict[int, Entry] = {}
         self._timelines: dict[str, list[Entry]] = {}
         self._by_version: dict[tuple[str, int], Slot] = {}
-        self._listeners: dict[str, list[tuple[Slot, Metric]]] = {}
+        self._listeners: dict[str, list[Listener]] = {}
         self.add(entries)
 
     @property
@@ -207,16 +248,17 @@ class Registry:
         interval = slot.in_force(log_ms)
         return UNKNOWN if interval is None else (slot, interval)
 
-    def listeners(self, event: str, log_ms: int, experiment: str | None) -> list[tuple[Slot, Metric]]:
-        """The metrics in force that a reward reaches."""
+    def listeners(self, event: str, log_ms: int, experiment: str | None) -> list[Listener]:
+        """The streams in force that a reward reaches."""
         return [
-            (slot, metric)
-            for slot, metric in self._listeners.get(event, [])
-            if (experiment is None or slot.experiment == experiment) and slot.in_force(log_ms) is not None
+            listener
+            for listener in self._listeners.get(event, [])
+            if (experiment is None or listener.slot.experiment == experiment)
+            and listener.slot.in_force(log_ms) is not None
         ]
 
-    def all_listeners(self, event: str) -> list[tuple[Slot, Metric]]:
-        """The metrics that a reward of this name has ever reached."""
+    def all_listeners(self, event: str) -> list[Listener]:
+        """The streams that a reward of this name has ever reached."""
         return self._listeners.get(event, [])
 
     def route_exposure(self, exposure: Exposure, log_ms: int) -> tuple[int, int, int, int]:
@@ -240,7 +282,7 @@ class Registry:
         """The event code, or NO_EVENT where nobody listens, or UNKNOWN - 10 / INACTIVE - 10 for its experiment.
 
         Raises:
-            RecordRejected: `value` is outside the bound of every metric in force that listens.
+            RecordRejected: `value` is refused by every metric in force that listens.
         """
         if reward.experiment is not None:
             found = self.in_force(reward.experiment, log_ms)
@@ -249,7 +291,7 @@ class Registry:
         heard = self.listeners(reward.metric, log_ms, reward.experiment)
         if not heard:
             return NO_EVENT
-        if all(refuses(metric, reward.value) for _, metric in heard):
+        if all(refuses(listener.stream, reward.value) for listener in heard):
             raise RecordRejected(
                 Reason.VALUE_OUT_OF_RANGE, f"`value` is outside the bound of {reward.metric}"
             )
@@ -270,9 +312,10 @@ class Registry:
         )
         self.slots.append(slot)
         self._by_version[experiment, spec.version] = slot
-        for metric in spec.metrics:
-            self.events.setdefault(metric.listens_to, len(self.events))
-            self._listeners.setdefault(metric.listens_to, []).append((slot, metric))
+        for at, stream in enumerate(streams(spec)):
+            event = stream.source.listens_to
+            self.events.setdefault(event, len(self.events))
+            self._listeners.setdefault(event, []).append(Listener(slot, at, stream))
 
     def _rebuild(self, experiment: str) -> None:
         timeline = self._timelines[experiment]
@@ -288,12 +331,12 @@ class Registry:
                 slot.intervals.append(Interval(from_ms, until_ms, entry.record.epochs))
 
 
-def refuses(metric: Metric, value: float) -> bool:
-    """Whether the metric's bound refuses a reward of this value."""
-    if metric.folds_by is Aggregation.ANY:
+def refuses(stream: Stream, value: float) -> bool:
+    """Whether the stream's bound refuses a reward of this value."""
+    if not stream.source.bounded:
         return False
-    steps = value / metric.step
-    return math.isinf(steps) or abs(round(steps)) > metric.max_steps
+    steps = value / stream.source.step
+    return value < stream.least or math.isinf(steps) or abs(round(steps)) > stream.source.max_steps
 
 
 def _epoch(exposure: Exposure, slot: Slot, interval: Interval) -> int:

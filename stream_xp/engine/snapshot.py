@@ -19,11 +19,12 @@ import xxhash
 from stream_xp.domain.statistics import Progress
 from stream_xp.engine import kernels
 from stream_xp.engine.kernels import NEVER
+from stream_xp.engine.layout import epoch_cells, epoch_words, metric_rows
 from stream_xp.engine.registry import Entry, Registry
 from stream_xp.engine.state import PartitionState
 from stream_xp.errors import ConfigError, StateError
 
-SCHEMA = 1
+SCHEMA = 2
 _MAGIC = b"sxps"
 _HEADER = struct.Struct("<4sIQQ")
 _SIZED_BY = {
@@ -109,7 +110,10 @@ def _checked(snapshot: bytes) -> bytes:
     if len(packed) != size or _digest(packed, schema) != digest:
         raise StateError("snapshot is damaged: its length or hash does not match")
     if schema != SCHEMA:
-        raise ConfigError(f"snapshot has schema {schema}, this version reads schema {SCHEMA}")
+        raise ConfigError(
+            f"snapshot has schema {schema}, this version reads schema {SCHEMA}: "
+            "go back to the version that wrote it, or start under a new prefix"
+        )
     return packed
 
 
@@ -149,16 +153,13 @@ def _renumber(state: PartitionState, description: _Description, held: dict[str, 
     state.arrays["tallies"][slot_of] = held["tallies"]
     metric = 0
     for slot in slots:
-        count = len(slot.spec.metrics)
+        count = metric_rows(slot.spec)
         first = state.first_metric(slot)
         state.arrays["out_of_range"][first : first + count] = held["out_of_range"][metric : metric + count]
         metric += count
     for old_slot, epoch, units, moments in description.epochs:
         slot = slots[old_slot]
-        cells = len(slot.arms) * len(slot.segments.labels)
+        cells, words = epoch_cells(slot), epoch_words(slot)
         to_units, to_moments = state.pools.units[slot.index, epoch], state.pools.moments[slot.index, epoch]
         state.arrays["units"][to_units : to_units + cells] = held["units"][units : units + cells]
-        words = cells * len(slot.spec.metrics) * 5
-        state.arrays["moments"][to_moments * 5 : to_moments * 5 + words] = held["moments"][
-            moments * 5 : moments * 5 + words
-        ]
+        state.arrays["moments"][to_moments : to_moments + words] = held["moments"][moments : moments + words]

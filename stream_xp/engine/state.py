@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from stream_xp.domain.statistics import (
     ExperimentStatistics,
+    MetricKey,
     Outcomes,
     PartitionStatistics,
     Progress,
@@ -16,8 +17,8 @@ from stream_xp.domain.statistics import (
 )
 from stream_xp.engine import kernels
 from stream_xp.engine.columns import ExposureColumns, RewardColumns
-from stream_xp.engine.kernels import NEVER
-from stream_xp.engine.layout import Pools, build_layout
+from stream_xp.engine.kernels import NEVER, Int64
+from stream_xp.engine.layout import Pools, build_layout, cells_of
 from stream_xp.engine.registry import FOREVER, Registry, Slot
 from stream_xp.errors import StateError
 
@@ -92,6 +93,7 @@ class PartitionState:
             columns.arm,
             columns.epoch,
             columns.segment,
+            columns.covariate,
             self.allowed_lateness_ms,
             self._cells,
             behind,
@@ -135,7 +137,7 @@ class PartitionState:
         metrics = len(self._layout.metrics)
         sizes = {
             "units": self.pools.units_size,
-            "moments": self.pools.moments_size * 5,
+            "moments": self.pools.moments_size,
             "out_of_range": metrics,
         }
         for name in _GROWN_WITH_REGISTRY:
@@ -178,7 +180,7 @@ class PartitionState:
         refused = self.arrays["out_of_range"][first_metric : first_metric + len(slot.spec.metrics)].tolist()
         return build(
             units=self._unit_table(slot),
-            moments=self._moment_table(slot),
+            **self._metric_tables(slot),
             crossover_units=int(self.arrays["tallies"]["crossover_units"][slot.index]),
             first_exposure_ms=None if first_ms == FOREVER else first_ms,
             out_of_range=dict(zip([metric.key for metric in slot.spec.metrics], refused, strict=True)),
@@ -264,18 +266,24 @@ class PartitionState:
                 table[keys[at]] = int(counts[at])
         return table
 
-    def _moment_table(self, slot: Slot) -> dict[tuple[str, str, int, str], tuple[int, int, int]]:
-        table = {}
-        for epoch, keys in enumerate(self._arm_cells(slot)):
+    def _metric_tables(self, slot: Slot) -> dict[str, dict[MetricKey, Any]]:
+        """The tables `moments`, `products`, `events` and `histograms` of `build`."""
+        tables: dict[str, dict[MetricKey, Any]] = {
+            "moments": {},
+            "products": {},
+            "events": {},
+            "histograms": {},
+        }
+        for epoch, places in enumerate(self._arm_cells(slot)):
             base = self.pools.moments[slot.index, epoch]
-            rows = len(keys) * len(slot.spec.metrics)
-            words = self.arrays["moments"][base * 5 : (base + rows) * 5].reshape(-1, 5)
-            for at in np.flatnonzero(words[:, 0]).tolist():
-                n, *rest = words[at].tolist()
-                metric, cell = divmod(at, len(keys))
-                key = (slot.spec.metrics[metric].key, *keys[cell])
-                table[key] = (n, _wide(rest[0], rest[1]), _wide(rest[2], rest[3]))
-        return table
+            for metric, (kind, words, start) in zip(
+                slot.spec.metrics, cells_of(slot.spec, len(places)), strict=True
+            ):
+                first = base + start
+                cells = self.arrays["moments"][first : first + len(places) * words].reshape(-1, words)
+                keyed = [(metric.key, *place) for place in places]
+                _READERS[kind](cells, keyed, tables)
+        return tables
 
     def _arm_cells(self, slot: Slot) -> list[list[tuple[str, int, str]]]:
         """Per weight epoch, the (arm, epoch, segment) of every cell, in the order of the pools."""
@@ -339,6 +347,34 @@ def _empty(name: str, size: int) -> npt.NDArray[Any]:
 
 def _power_of_two(n: int) -> int:
     return 1 << max(4, (n - 1).bit_length())
+
+
+def _read_moments(cells: Int64, keys: list[MetricKey], tables: dict[str, dict[MetricKey, Any]]) -> None:
+    for at in np.flatnonzero(cells[:, 0]).tolist():
+        n, *sums = cells[at].tolist()
+        wide = list(map(_wide, sums[::2], sums[1::2]))
+        tables["moments"][keys[at]] = (n, *wide[:2])
+        if wide[2:]:
+            tables["products"][keys[at]] = tuple(wide[2:])
+
+
+def _read_events(cells: Int64, keys: list[MetricKey], tables: dict[str, dict[MetricKey, Any]]) -> None:
+    for at in np.flatnonzero(cells[:, 1]).tolist():
+        tables["events"][keys[at]] = tuple(cells[at].tolist())
+
+
+def _read_histograms(cells: Int64, keys: list[MetricKey], tables: dict[str, dict[MetricKey, Any]]) -> None:
+    filled, bins = np.nonzero(cells)
+    for at, place, units in zip(filled.tolist(), bins.tolist(), cells[filled, bins].tolist(), strict=True):
+        tables["histograms"].setdefault(keys[at], {})[place] = units
+
+
+_READERS = {
+    kernels.MOMENTS: _read_moments,
+    kernels.PRODUCTS: _read_moments,
+    kernels.EVENTS: _read_events,
+    kernels.HISTOGRAM: _read_histograms,
+}
 
 
 def _wide(low: int, high: int) -> int:

@@ -13,6 +13,7 @@ import datetime as dt
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import msgspec
 import structlog
@@ -31,18 +32,28 @@ from stream_xp.domain.decision import (
     SignalData,
 )
 from stream_xp.domain.experiment import ExperimentRecord
-from stream_xp.domain.statistics import PartitionStatistics, add_outcomes, merge
+from stream_xp.domain.statistics import ExperimentStatistics, PartitionStatistics, add_outcomes, merge
 from stream_xp.engine.columns import Block
-from stream_xp.engine.evaluate import evaluate
+from stream_xp.engine.evaluate import Evaluation, evaluate_all
 from stream_xp.engine.policy import config_after, decide
 from stream_xp.services.experiments import Experiments
 from stream_xp.settings import Settings
-from stream_xp.stats import Moments
+from stream_xp.stats import CrossMoments, Moments
 
 log = structlog.get_logger(__name__)
 
 SPREAD_MS = 5_000
 """Beyond the idle grace, how far the watermarks of source partitions may be apart for an arm to ship."""
+_EVALUATED_TOGETHER = 200
+"""Experiments tested as one: large enough for arrays to pay, small enough to let others run in between."""
+
+
+class _Look(NamedTuple):
+    """One evaluation of an experiment: its newest record, and what is known of it by then."""
+
+    record: ExperimentRecord
+    parts: list[PartitionStatistics]
+    statistics: ExperimentStatistics
 
 
 @dataclass(slots=True)
@@ -126,9 +137,9 @@ class Decide:
     async def evaluate(self) -> None:
         """Evaluate every experiment whose statistics changed, and write what follows."""
         async with self._lock:
-            for watched in [w for w in self._watched.values() if w.changed]:
-                watched.changed = False
-                await self._evaluate(watched)
+            changed = [watched for watched in self._watched.values() if watched.changed]
+            for start in range(0, len(changed), _EVALUATED_TOGETHER):
+                await self._evaluate(changed[start : start + _EVALUATED_TOGETHER])
 
     async def drop(self) -> None:
         """Forget everything: another worker may decide now. All of it is on the topics.
@@ -147,31 +158,42 @@ class Decide:
 
     # --- one evaluation ------------------------------------------------------------------------------------
 
-    async def _evaluate(self, watched: Watched) -> None:
-        experiment, version = watched.experiment, watched.version
-        record = self._experiments.registry.newest(experiment, version)
+    async def _evaluate(self, changed: Sequence[Watched]) -> None:
+        """Test experiments together, then write what follows of each."""
+        looks = [look for watched in changed if (look := self._look(watched)) is not None]
+        evaluations = evaluate_all([(look.record, look.statistics) for look in looks])
+        for look, evaluation in zip(looks, evaluations, strict=True):
+            await self._conclude(look, evaluation)
+            # The loop also serves the consumer: with many experiments it must not wait for all of them.
+            await asyncio.sleep(0)
+
+    def _look(self, watched: Watched) -> _Look | None:
+        watched.changed = False
+        record = self._experiments.registry.newest(watched.experiment, watched.version)
         if record is None:
             # Another worker's statistics can be here before the spec; it is looked for again.
             watched.changed = True
-            log.debug("statistics without a spec", experiment=experiment, version=version)
-            return
-        signal = self._signals.get((experiment, version))
-        result = self._result(
-            record, watched.current(), latched=None if signal is None else signal.data.decision
-        )
+            log.debug("statistics without a spec", experiment=watched.experiment, version=watched.version)
+            return None
+        parts = watched.current()
+        return _Look(record, parts, merge(part.statistics for part in parts))
+
+    async def _conclude(self, look: _Look, evaluation: Evaluation) -> None:
+        spec = look.record.spec
+        signal = self._signals.get((spec.experiment, spec.version))
+        result = self._result(look, evaluation, latched=None if signal is None else signal.data.decision)
         if signal is None and result.decision.action is not Action.HOLD:
             signal = await self._send_signal(result)
         if signal is not None:
-            await self._send_config(record, signal)
+            await self._send_config(look.record, signal)
         await self._writer.send_and_wait(
-            self._settings.topic("results"), key=experiment.encode(), value=msgspec.json.encode(result)
+            self._settings.topic("results"),
+            key=spec.experiment.encode(),
+            value=msgspec.json.encode(result),
         )
 
-    def _result(
-        self, record: ExperimentRecord, parts: list[PartitionStatistics], *, latched: Decision | None
-    ) -> Result:
-        statistics = merge(part.statistics for part in parts)
-        evaluation = evaluate(record, statistics)
+    def _result(self, look: _Look, evaluation: Evaluation, *, latched: Decision | None) -> Result:
+        record, parts, statistics = look
         evaluation = dataclasses.replace(evaluation, invalid=(*evaluation.invalid, *self._apart(parts)))
         runtime_ms = runtime(parts, statistics.first_exposure_ms)
         key = (record.spec.experiment, record.spec.version)
@@ -195,6 +217,7 @@ class Decide:
             arms=evaluation.arms,
             crossover_units=statistics.crossover_units,
             metrics=evaluation.metrics,
+            segments=evaluation.segments,
             sample_ratio=evaluation.sample_ratio,
             invalid=evaluation.invalid,
             decision=decide(record.spec, evaluation, runtime_ms=runtime_ms, latched=latched),
@@ -295,12 +318,29 @@ def _readable(value: bytes) -> PartitionStatistics | None:
     """The record, or None where somebody else's bytes are on the topic: they must not stop every experiment."""
     try:
         record = msgspec.json.decode(value, type=PartitionStatistics)
-        for row in record.statistics.moments:
-            Moments(row.n, int(row.s), int(row.q))
+        _check_rows(record.statistics)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         log.error("statistics record refused", error=str(error))
         return None
     return record
+
+
+def _check_rows(statistics: ExperimentStatistics) -> None:
+    """Raise ValueError where numbers are none that units could have given."""
+    moments = {}
+    for row in statistics.moments:
+        moments[row.metric, row.arm, row.epoch, row.segment] = Moments(row.n, int(row.s), int(row.q))
+    for pair in statistics.products:
+        of_y = moments.get((pair.metric, pair.arm, pair.epoch, pair.segment))
+        if of_y is None:
+            raise ValueError("products stand without their moments")
+        CrossMoments(n=of_y.n, sx=int(pair.x), sy=of_y.s, sxx=int(pair.xx), syy=of_y.q, sxy=int(pair.xy))
+    for events in statistics.events:
+        if not 0 <= events.units <= events.events:
+            raise ValueError("there must be at least one event for each unit with events")
+    for histogram in statistics.histograms:
+        if any(at < 0 or count < 0 for at, count in histogram.bins):
+            raise ValueError("bins and their counts must not be negative")
 
 
 def first_signals(signals: Iterable[Signal]) -> dict[tuple[str, int], Signal]:

@@ -76,7 +76,8 @@ def write(folder: Path) -> None:
 
 
 def _schema(kind: type[msgspec.Struct]) -> dict[str, Any]:
-    (reference,), components = msgspec.json.schema_components([kind], ref_template="#/$defs/{name}")
+    (reference,), generated = msgspec.json.schema_components([kind], ref_template="#/$defs/{name}")
+    components = _whole_limits(generated)
     definitions = {name: _described(definition) for name, definition in sorted(components.items())}
     for struct in _structs(kind):
         _describe_fields(definitions[struct.__name__], struct)
@@ -86,6 +87,23 @@ def _schema(kind: type[msgspec.Struct]) -> dict[str, Any]:
         **reference,
         "$defs": definitions,
     }
+
+
+def _whole_limits(node: Any) -> Any:
+    """Return a schema with limits of 0.0 and 1.0 as 0 and 1.
+
+    Python holds a type with the limit 0 and one with 0.0 to be the same and keeps the first it sees, so that else
+    the schemas would depend on what was imported before.
+    """
+    if isinstance(node, dict):
+        return {
+            key: int(value) if key in _LIMITS and value == int(value) else _whole_limits(value)
+            for key, value in node.items()
+        }
+    return [_whole_limits(value) for value in node] if isinstance(node, list) else node
+
+
+_LIMITS: Final = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 
 
 def _envelope(schema: dict[str, Any], title: str) -> dict[str, Any]:

@@ -23,8 +23,11 @@ import yaml
 from msgspec import inspect
 
 from stream_xp.domain.experiment import (
+    Adjustment,
     Aggregation,
     Arm,
+    Covariate,
+    Denominator,
     ExperimentSpec,
     Metric,
     MetricKind,
@@ -479,11 +482,14 @@ _STAND_IN_METRIC = {
     "role": tuple(Role),
     "aggregation": (None, Aggregation.ANY, Aggregation.SUM),
     "attribution_window": ("1d",),
-    "margin": (Threshold(absolute=1.0),),
+    "margin": (Threshold(relative=0.5),),
     "minimum_effect": (Threshold(absolute=1.0),),
     "critical": (False,),
     "direction": ("increase",),
     "event": (None,),
+    "denominator": (None, Denominator(event="-", aggregation=Aggregation.ANY)),
+    "quantiles": (None,),
+    "adjustment": (Adjustment.NONE,),
 }
 
 
@@ -504,6 +510,9 @@ def _stand_ins(value: object) -> list[ExperimentSpec]:
 
 def _spec(fields: Mapping[str, Any], arms: tuple[Arm, ...], metrics: tuple[Metric, ...]) -> ExperimentSpec:
     minimum, maximum = fields.get("minimum_runtime", "0s"), fields.get("maximum_runtime")
+    covariate = fields.get("covariate")
+    if "covariate" in fields and not _readable(covariate):
+        covariate = Covariate(scale=1.0, bound=1.0)
     return ExperimentSpec(
         experiment="-",
         owner="-",
@@ -514,6 +523,7 @@ def _spec(fields: Mapping[str, Any], arms: tuple[Arm, ...], metrics: tuple[Metri
         metrics=metrics,
         minimum_runtime=minimum if isinstance(minimum, str) else "0s",
         maximum_runtime=maximum if isinstance(maximum, str) else None,
+        covariate=covariate,
     )
 
 
@@ -544,7 +554,7 @@ def _metric_variants(fields: Mapping[str, Any], index: int) -> list[Metric]:
     """Every combination of stand-ins for the unreadable fields of one metric."""
     known = {name: field for name, field in fields.items() if _readable(field)}
     unreadable = set(fields) - set(known) if fields else {"kind", "role", "direction", "attribution_window"}
-    sizes = {known.get("scale") or 1.0, known.get("bound") or 1.0, 1.0}
+    sizes = {known.get("scale") or 1.0, known.get("bound") or 1.0, 1.0, None}
     stand_ins = {"key": (f"\0{index}",), "scale": tuple(sizes), "bound": tuple(sizes), **_STAND_IN_METRIC}
     names = sorted(unreadable | ({"key"} - set(known)))
     combinations = itertools.product(*(stand_ins[name] for name in names))

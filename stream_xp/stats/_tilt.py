@@ -219,10 +219,13 @@ def _log_area(at_mode: Labels, mode: FloatArray, *, precision: float, floor: Flo
     def slope(u: FloatArray) -> FloatArray:
         return np.asarray(at_mode.tilted(u).slope() - precision * (mode + u))
 
-    width = math.sqrt(2.0 * _CUT) / np.sqrt(at_mode.curvature() + precision)
-    right = _edge(height, slope, width)
-    left = _edge(height, slope, -width)
-    left = left if floor is None else np.maximum(left, floor)
+    # First guesses of the edges: from the curvature, or from the slope where the floor cuts off the peak.
+    curved, tilted = (
+        np.sqrt((at_mode.curvature() + precision) / (2.0 * _CUT)),
+        slope(np.zeros(mode.shape)) / _CUT,
+    )
+    right = _edge(height, slope, 1.0 / np.maximum(curved, -tilted))
+    left = _edge(height, slope, -1.0 / np.maximum(curved, tilted), known=floor)
     span, area = right - left, np.zeros(mode.shape)
     for block in np.array_split(
         np.arange(len(_NODES)), 1 + len(_NODES) * at_mode.hits.size // _BLOCK_ELEMENTS
@@ -236,16 +239,22 @@ def _log_area(at_mode: Labels, mode: FloatArray, *, precision: float, floor: Flo
 
 
 def _edge(
-    height: Callable[[FloatArray], FloatArray], slope: Callable[[FloatArray], FloatArray], step: FloatArray
+    height: Callable[[FloatArray], FloatArray],
+    slope: Callable[[FloatArray], FloatArray],
+    step: FloatArray,
+    known: FloatArray | None = None,
 ) -> FloatArray:
     # A point where the concave height has fallen by _CUT, but not by much more: Newton from outside never
-    # passes the root.
-    u = beyond(lambda at: -_CUT - height(at), np.zeros(step.shape), step=step)
+    # passes the root. It is not sought below a floor that is known.
+    floor = np.full(step.shape, -np.inf) if known is None else known
+    u = beyond(lambda at: np.where(at <= floor, 0.0, -_CUT - height(at)), np.zeros(step.shape), step=step)
+    u = np.maximum(u, floor)
     for _ in range(_STEPS):
         fallen = height(u) + _CUT
-        if (fallen > -_SLACK).all():
+        near = (fallen > -_SLACK) | (u == floor)
+        if near.all():
             break
-        u = np.where(fallen > -_SLACK, u, u - fallen / slope(u))
+        u = np.where(near, u, u - fallen / np.where(near, 1.0, slope(u)))
     return u
 
 

@@ -45,7 +45,10 @@ if TYPE_CHECKING:
 Sides: TypeAlias = Literal["both", "above", "below"]
 
 _LEAST_SHRINKAGE = 1e-3
-_SMALL_TAIL = 1e-30  # below, the incomplete beta function is replaced by its own integral
+_LARGEST_SCALE = 1e15
+_SMALLEST_MEAN = 1e-100
+_SMALL_TAIL = 1e-30
+_MANY = 1e8
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +56,8 @@ class BetaPrior:
     """A fixed beta mixture over the rates; frozen before the first look.
 
     Attributes:
-        a: prior successes, in (0, 1e6].
-        b: prior failures, in (0, 1e6].
+        a: prior successes, 1e-6 to 1e6.
+        b: prior failures, 1e-6 to 1e6.
 
     Raises:
         ValueError: an attribute is out of its range.
@@ -66,8 +69,8 @@ class BetaPrior:
 
     def __post_init__(self) -> None:
         for name in ("a", "b"):
-            if not 0 < positive(name, getattr(self, name)) <= 1e6:
-                raise ValueError(f"{name} must not be above 1e6")
+            if not 1e-6 <= positive(name, getattr(self, name)) <= 1e6:
+                raise ValueError(f"{name} must lie between 1e-6 and 1e6")
 
     def shape(self, m: FloatArray, rest: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
         """Return a, b, and the excess a - (a + b) m over the mean m; rest is 1 - m."""
@@ -103,6 +106,7 @@ class TunedPrior:
         """Return a, b, and the excess a - (a + b) m over the mean m, which is 0; rest is 1 - m."""
         log_inverse = -2.0 * math.log(self.alpha)
         scale = max(self.t_opt / (log_inverse + math.log1p(log_inverse)) - 1.0, _LEAST_SHRINKAGE)
+        scale = min(scale, _LARGEST_SCALE)
         return scale * m, scale * rest, np.zeros(m.shape)
 
 
@@ -117,7 +121,7 @@ _LOG_TILT_WEIGHT = -math.log(len(_TILTS) + 1)
 _MINIMISER_TOLERANCE = 1e-11
 _BLOCK = 1000
 _SMALLEST_RATE = 1e-200
-_FARTHEST_LOG_ODDS = 700.0
+_FARTHEST_LOG_ODDS = 230.0  # a mean of 1e-100
 
 
 def bernoulli_log_e(
@@ -131,7 +135,7 @@ def bernoulli_log_e(
     Args:
         n: whole numbers of units, any shape, >= 0 and below 2**53.
         successes: sum of the units' values, each in [0, 1]; 0 to `n`; broadcast.
-        mean: the mean m of the null hypothesis, in (0, 1), broadcast.
+        mean: the mean m of the null hypothesis, 1e-100 to below 1, broadcast.
         prior: of the rate under the mixture; fixed in advance.
         side: "both" for H0: all means are m; "above" for H0: all are at most m (evidence for a larger one);
             "below" for H0: all are at least m. Means are meant given the past.
@@ -148,6 +152,8 @@ def bernoulli_log_e(
 
     """
     units, s, m = _together("mean", *_units(n, successes), level("mean", mean))
+    if (m < _SMALLEST_MEAN).any():
+        raise ValueError(f"mean must not be below {_SMALLEST_MEAN}")
     return _plain(_log_e((s, units - s), m, 1.0 - m, prior=prior, side=_side(side)))
 
 
@@ -315,9 +321,10 @@ def _log_tail(
     a: FloatArray, b: FloatArray, m: FloatArray, rest: FloatArray, excess: FloatArray
 ) -> FloatArray:
     # ln of the integral over q > m of (q/m)^a ((1-q)/(1-m))^b dq/(q (1-q)), that is B(a, b) P(q > m)
-    # / (m^a (1-m)^b); excess is a - (a + b) m. Where that probability is too small for its function, the
-    # integrand falls from q = m on, and is integrated over the log odds ratio of q and m.
-    tail: FloatArray = np.asarray(betainc(b, a, rest), dtype=np.float64)
+    # / (m^a (1-m)^b); excess is a - (a + b) m. Where a and b are too large or P too small for the incomplete
+    # beta function, the integrand is smooth and is integrated over the log odds ratio of q and m.
+    usual = np.minimum(a, b) < _MANY
+    tail = np.asarray(betainc(np.where(usual, b, 1.0), np.where(usual, a, 1.0), np.where(usual, rest, 0.0)))
     x, null, off = (np.stack(v, axis=-1) for v in ((a, b), (m, rest), (excess, -excess)))
     total = np.asarray(log_beta_ratio(x, null, off) + np.log(np.maximum(tail, _SMALL_TAIL)))
     far = tail < _SMALL_TAIL

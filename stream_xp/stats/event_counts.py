@@ -183,24 +183,22 @@ def _dirichlet_ratio(pairs: _tilt.Labels, *, k: float, log_threshold: float) -> 
     )
     base, hits = counts[..., 0], counts[..., 1]
 
-    def log_e(delta: FloatArray) -> FloatArray:
-        null = pairs.tilted(delta)
-        shares = np.stack((null.rests, null.shares), axis=-1)[..., 0, :]
-        return log_mixture_ratio(counts, shares, prior=prior)
-
     # Log e is at most 0 at the estimate. While an arm is empty the e-value is below 1/alpha wherever its
     # share is small enough, here below ln(1/alpha) / (4 n).
     estimate, total = _tilt.peak(pairs), base + hits
     far = np.log(4.0 * (total + 1.0) / min(log_threshold, 1.0))
     start = np.where(np.isfinite(estimate), estimate, np.sign(estimate) * far - pairs.log_odds[..., 0])
     step = np.sqrt(2.0 * (1.0 + log_threshold) / (0.01 + base * hits / np.maximum(total, 1.0)))
+    at_start = pairs.tilted(start)
+    shares = np.stack((at_start.rests, at_start.shares), axis=-1)[..., 0, :]
+    log_e = log_mixture_ratio(counts, shares, prior=prior)
 
     def excess(delta: FloatArray) -> FloatArray:
-        return log_e(delta) - log_threshold
+        return np.asarray(log_e - at_start.log_likelihood(delta - start) - log_threshold)
 
     lower = end(excess, start, step=-step, open_=hits == 0)
     upper = end(excess, start, step=step, open_=base == 0)
-    at_equal = log_e(np.zeros(total.shape))
+    at_equal = excess(np.zeros(total.shape)) + log_threshold
     return log_ratio(at_equal, estimate, (lower, upper), total=total, reason=NO_EVENTS)
 
 

@@ -192,6 +192,7 @@ def quantile_concentration(n_star: float, alpha: float, *, side: Sides = "both")
         Howard et al. (2021), Annals of Statistics 49(2), 1055-1080, section 3.5.
 
     """
+    positive("n_star", n_star)
     if side == "both":
         return float(tuned_concentration(n_star, alpha))
     is_above(side)

@@ -17,7 +17,7 @@ from stream_xp.domain.codec import RawRecord, decode_exposure, decode_reward
 from stream_xp.domain.dead_letter import DeadLetter
 from stream_xp.domain.decision import Result
 from stream_xp.domain.experiment import ExperimentRecord
-from stream_xp.domain.statistics import PartitionStatistics
+from stream_xp.domain.statistics import ExperimentStatistics, PartitionStatistics, merge
 from stream_xp.services import schemas
 from stream_xp.services.spec_file import load_spec
 
@@ -141,17 +141,26 @@ def test_the_sample_hashes_are_true() -> None:
         == record.spec.design_hash()
         == load_spec(EXAMPLES / "canary/spec.yaml").design_hash()
     )
+    for sample, example in (("events", "api-canary"), ("products", "recommendations")):
+        raw = (GOLDEN / f"statistics.{sample}.v1.json").read_bytes()
+        spec = load_spec(EXAMPLES / example / "spec.yaml")
+        assert msgspec.json.decode(raw, type=PartitionStatistics).design_hash == spec.design_hash()
     letter = msgspec.json.decode((GOLDEN / "deadletter.v1.json").read_bytes(), type=DeadLetter)
     assert letter.value is not None
     assert (letter.value_bytes, letter.value_sha256) == (9, hashlib.sha256(letter.value).hexdigest())
 
 
-def test_the_sample_statistics_are_canonical_and_conserved() -> None:
-    raw = (GOLDEN / "statistics.v1.json").read_bytes()
+@pytest.mark.parametrize("sample", [name for name in SAMPLES if record_of(name) == "statistics"])
+def test_the_sample_statistics_are_canonical_and_conserved(sample: str) -> None:
+    raw = (GOLDEN / sample).read_bytes()
     statistics = msgspec.json.decode(raw, type=PartitionStatistics)
     assert statistics.statistics.canonical() == msgspec.json.encode(json.loads(raw)["statistics"])
+    assert merge([statistics.statistics, ExperimentStatistics()]) == statistics.statistics
     assert statistics.exposure_outcomes.conserved()
     assert statistics.reward_outcomes.conserved()
+
+
+def test_the_sample_results_units_are_those_expected() -> None:
     result = msgspec.json.decode((GOLDEN / "result.v1.json").read_bytes(), type=Result)
     assert sum(arm.units for arm in result.arms) == pytest.approx(sum(a.expected_units for a in result.arms))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
 
 import hypothesis.strategies as st
 import msgspec
@@ -29,7 +30,7 @@ def _metric(key, window_ms, **fields):
     return {"key": key, "direction": "increase", "attribution_window": f"{window_ms}ms", **fields}
 
 
-def _spec(experiment, version, metrics, segments=None):
+def _spec(experiment, version, metrics, segments=None, **fields):
     arms = [
         {"key": "a", "weight": 0.5, "control": True},
         {"key": "b", "weight": 0.3},
@@ -46,6 +47,7 @@ def _spec(experiment, version, metrics, segments=None):
             "arms": arms,
             "metrics": metrics,
             "segments": segments or {},
+            **fields,
         },
         ExperimentSpec,
     )
@@ -66,6 +68,35 @@ SEGMENTS = {"device": ["ios", "web"], "plan": ["free"]}
 PLAIN = [_metric("click", 40, kind="conversion", role="primary")]
 
 
+def _latency(key, window_ms, **fields):
+    return _metric(key, window_ms, kind="latency", role="secondary", event="wait", **fields)
+
+
+def _ratio(key, window_ms, denominator, **fields):
+    made = _metric(key, window_ms, kind="ratio", role="secondary", event="order", bound=60, scale=0.5)
+    return {**made, "denominator": denominator, **fields}
+
+
+COVARIATE = {"scale": 0.25, "bound": 1e3, "missing": -3.1}
+# Nothing at its end alone: a unit of it never matures.
+ONCE = [
+    _metric("visits", 70, kind="count", role="primary", event="visit"),
+    {**_latency("first", 50, scale=0.125, bound=80), "role": "primary"},
+]
+KINDS = [
+    *ONCE,
+    _metric("click", 60, kind="conversion", role="secondary", adjustment="cuped"),
+    _metric("spend", 60, kind="mean", role="secondary", event="order", bound=50, adjustment="ancova"),
+    _metric("visited", 40, kind="count", role="secondary", event="visit", aggregation="sum"),
+    _latency("slowest", 90, scale=1, bound=60, aggregation="max"),
+    _latency("newest", 30, scale=0.001, bound=1000, aggregation="last"),
+    _ratio("per_visit", 60, {"event": "visit", "bound": 5}),
+    _ratio("both", 60, {"event": "order", "bound": 20, "aggregation": "max"}, aggregation="last"),
+    _ratio("per_visitor", 90, {"event": "visit", "aggregation": "any"}, aggregation="max"),
+    _ratio("newest_wait", 30, {"event": "wait", "bound": 90, "scale": 0.1, "aggregation": "last"}),
+]
+
+
 def _record(spec, epochs=1, status=Status.ACTIVE):
     return ExperimentRecord(
         spec=spec,
@@ -78,7 +109,17 @@ def _record(spec, epochs=1, status=Status.ACTIVE):
 
 
 ONE, TWO, PLAIN_ONE = _spec("one", 1, RICH, SEGMENTS), _spec("one", 2, RICH), _spec("plain", 1, PLAIN)
+ALL_KINDS = _spec("kinds", 1, KINDS, SEGMENTS, covariate=COVARIATE)
+ONLY_ONCE = _spec("once", 1, ONCE)
 HISTORIES = [
+    [(900, "kinds", _record(ALL_KINDS)), (900, "once", _record(ONLY_ONCE))],
+    [
+        (900, "once", _record(ONLY_ONCE)),
+        (900, "one", _record(ONE)),
+        (950, "kinds", _record(ALL_KINDS)),
+        (1060, "kinds", _record(ALL_KINDS, epochs=3)),
+        (1130, "once", None),
+    ],
     [(900, "one", _record(ONE)), (900, "plain", _record(PLAIN_ONE))],
     [(900, "one", _record(ONE)), (1040, "one", _record(ONE, epochs=2)), (1050, "plain", _record(PLAIN_ONE))],
     [
@@ -98,7 +139,7 @@ exposures = st.fixed_dictionaries(
     {
         "id": st.integers(0, 12).map(str),
         "time": times,
-        "experiment": st.sampled_from(["one", "one", "one", "plain", "nobody"]),
+        "experiment": st.sampled_from(["one", "one", "plain", "kinds", "kinds", "once", "nobody"]),
         "unit": units,
         "arm": st.sampled_from(["a", "b", "b", "c", "zz"]),
     },
@@ -110,6 +151,9 @@ exposures = st.fixed_dictionaries(
             max_size=2,
         ),
         "source": st.sampled_from(["", "s"]),
+        "covariate": st.one_of(
+            st.sampled_from([0.0, 0.125, 0.375, -0.125, 1000.2, -1e4, 1e300, -1e308]), st.floats(-9, 9)
+        ),
     },
 )
 rewards = st.fixed_dictionaries(
@@ -117,7 +161,7 @@ rewards = st.fixed_dictionaries(
         "id": st.integers(0, 30).map(str),
         "time": times,
         "unit": units,
-        "metric": st.sampled_from(["click", "order", "order", "nothing"]),
+        "metric": st.sampled_from(["click", "order", "order", "wait", "wait", "visit", "nothing"]),
     },
     optional={
         "value": st.one_of(
@@ -142,7 +186,7 @@ rewards = st.fixed_dictionaries(
             ),
             st.floats(-120, 120, allow_nan=False),
         ),
-        "experiment": st.sampled_from(["one", "plain", "nobody"]),
+        "experiment": st.sampled_from(["one", "plain", "kinds", "once", "nobody"]),
     },
 )
 BAD = [b"{", b"", None, b'{"id":"1"}', b"[1]", b'{"id":"1","time":1e999,"unit":"u1"}']
@@ -260,6 +304,10 @@ def dense_traffic(seed):
     rng = random.Random(seed)
     span_ms = rng.choice([60, 160, 400])
     ids = rng.choice([20, 400])
+    history = rng.choice(HISTORIES[:2] * 2 + HISTORIES[2:6])
+    crossing = rng.choice([0.05, 0.3, 1.0])
+    experiments = [experiment for _, experiment, _ in history] * 5 + ["nobody"]
+    rewarded = ["click", "order", "order", "order", "wait", "wait", "visit", "nothing"]
 
     def event(units):
         return {
@@ -270,24 +318,28 @@ def dense_traffic(seed):
 
     def exposure():
         made = event(12)
-        made["experiment"] = rng.choice(["one"] * 6 + ["plain"] * 3 + ["nobody"])
-        made["arm"] = rng.choice(["a"] * 8 + ["b", "b", "c", "zz"])
+        made["experiment"] = rng.choice(experiments)
+        made["arm"] = "abc"[len(made["unit"]) % 3]
+        if rng.random() < crossing:
+            made["arm"] = rng.choice(["a"] * 8 + ["b", "b", "c", "zz"])
         if rng.random() < 0.3:
             made["weight_epoch"] = rng.randrange(3)
         if rng.random() < 0.6:
             made["segments"] = {
                 rng.choice(["device", "plan", "age"]): rng.choice(["ios", "web", "free", "x"])
             }
+        if rng.random() < 0.8:
+            made["covariate"] = rng.choice([0.125, 0.375, -1e4, 1e300, rng.uniform(-99, 99)])
         return made
 
     def reward():
         made = event(14)
-        made["metric"] = rng.choice(["click", "order", "order", "order", "nothing"])
+        made["metric"] = rng.choice(rewarded)
         made["value"] = rng.choice(
             [0.0, 1, 0.015, -3.25, 5.0, 10.0, 51, 100.004, 100.01, 1e300, rng.uniform(-99, 99)]
         )
         if rng.random() < 0.1:
-            made["experiment"] = rng.choice(["one", "plain", "nobody"])
+            made["experiment"] = rng.choice(["one", "plain", "kinds", "once", "nobody"])
         return made
 
     def log(make, size):
@@ -304,10 +356,10 @@ def dense_traffic(seed):
         (rng.random() < 0.5, rng.randrange(1, 20), rng.random() < 0.1) for _ in range(rng.randrange(30))
     ]
     clock_ms = rng.choice([None, None, START_MS + rng.randrange(400)])
-    return log(exposure, 120), log(reward, 200), rng.choice(HISTORIES[:4]), schedule, clock_ms
+    return log(exposure, 120), log(reward, 250), history, schedule, clock_ms
 
 
-@pytest.mark.parametrize("batch", range(8))
+@pytest.mark.parametrize("batch", range(12))
 def test_dense_traffic_equals_oracle(batch):
     for seed in range(batch * 50, batch * 50 + 50):
         exposure_log, reward_log, history, schedule, clock_ms = dense_traffic(seed)
@@ -328,6 +380,29 @@ def test_dense_traffic_has_every_outcome():
         mature += sum(row.n for slot in state.registry.slots for row in state.statistics(slot).moments)
     assert min(totals.values()) > 50, totals
     assert mature > 1000
+
+
+def test_dense_traffic_fills_every_table():
+    """Every metric of every kind gets rows, and those that can refuse do; also units whose second arm comes late."""
+    rows, refused, again = Counter(), Counter(), Counter()
+    for seed in range(150):
+        exposure_log, reward_log, history, schedule, _ = dense_traffic(seed)
+        state, _ = fold_all(exposure_log, reward_log, history, schedule)
+        for slot in state.registry.slots:
+            found = state.statistics(slot)
+            for table in (found.moments, found.products, found.events, found.histograms):
+                rows.update((slot.experiment, type(row).__name__, row.metric) for row in table)
+            refused.update({(slot.experiment, key): count for key, count in found.out_of_range.items()})
+            again.update({slot.experiment: found.crossover_units})
+    products = {"click", "spend", "per_visit", "both", "per_visitor", "newest_wait"}
+    wanted = {("kinds", "MetricProducts", key) for key in products}
+    wanted |= {("kinds", "MetricMoments", key) for key in products | {"visited"}}
+    wanted |= {(experiment, "MetricEvents", "visits") for experiment in ("kinds", "once")}
+    wanted |= {("kinds", "MetricHistogram", key) for key in ("first", "slowest", "newest")}
+    assert min(rows[key] for key in [*wanted, ("once", "MetricHistogram", "first")]) > 20, rows
+    refusing = {"spend", "first", "slowest", "per_visit", "both", "per_visitor", "newest_wait"}
+    assert min(refused["kinds", key] for key in refusing) > 10, refused
+    assert min(again["kinds"], again["once"]) > 40
 
 
 @settings(

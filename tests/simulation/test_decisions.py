@@ -19,12 +19,16 @@ import pytest
 from stream_xp.domain.decision import Action
 from stream_xp.domain.experiment import Direction, ExperimentRecord, ExperimentSpec, Role, WeightEpoch
 from stream_xp.domain.statistics import build
-from stream_xp.engine.evaluate import evaluate, pair_sample
+from stream_xp.engine.design import pair_sample
+from stream_xp.engine.evaluate import evaluate
 from stream_xp.engine.policy import decide
 from stream_xp.stats import (
+    assignment_deviance,
+    bernoulli_pair_log_e,
+    conversion_log_e,
+    early_one_sided,
+    early_two_sided,
     guarded_variance,
-    log_e_one_sided,
-    log_e_two_sided,
     one_sided_rho2,
     sample_ratio_log_e,
     tuned_rho2,
@@ -143,28 +147,62 @@ class Course:
 
     def _test(self, metric, arm):
         pair = [0, arm]
-        mean, variance, total, ready = summarised(self.n[..., pair], self.s[metric.key][..., pair])
-        spec, sign = self.record.spec, 1 if metric.direction is Direction.INCREASE else -1
+        n, s = self.n[..., pair], self.s[metric.key][..., pair]
+        mean, variance, total, ready = summarised(n, s)
+        spec, rises = self.record.spec, metric.direction is Direction.INCREASE
         treatments = len(spec.treatments)
         nowhere = np.full(total.shape, -np.inf)
-        difference, se = sign * (mean[1] - mean[0]), np.sqrt(variance.sum(axis=0))
+        compared = (n.min(axis=-1) > 0).any(axis=-1)
+        difference, se = mean[1] - mean[0], np.where(ready, np.sqrt(variance.sum(axis=0)), 0.0)
+        exact = Exact(self.record, n, s, pair)
         if metric.role is Role.PRIMARY:
             alpha = spec.alpha / (len(spec.with_role(Role.PRIMARY)) * treatments)
-            log_e = log_e_two_sided(difference / se, total * tuned_rho2(pair_sample(spec), alpha))
-            beyond = np.where(ready, log_e + math.log(alpha), -np.inf)
-            rises = difference > 0
-            return Proofs(
-                np.where(rises, beyond, -np.inf), np.where(rises, -np.inf, beyond), nowhere, nowhere
+            found = early_two_sided(
+                difference,
+                se,
+                total * tuned_rho2(pair_sample(spec), alpha),
+                alpha=alpha,
+                log_e_above=exact.label("above"),
+                log_e_below=exact.label("below"),
             )
-        margin = metric.margin.absolute
+            beyond = np.where(compared, found.log_e + math.log(alpha), -np.inf)
+            good = (difference > 0) == rises
+            return Proofs(np.where(good, beyond, -np.inf), np.where(good, -np.inf, beyond), nowhere, nowhere)
+        margin = metric.margin.absolute * (-1 if rises else 1)
         alpha = spec.guardrail_alpha / (len(spec.with_role(Role.GUARDRAIL)) * treatments)
 
-        def beyond(excess, alpha):
-            k = total * one_sided_rho2(pair_sample(spec), alpha)
-            return np.where(ready, log_e_one_sided(excess / se, k) + math.log(alpha), -np.inf)
+        def beyond(margin, alpha, *, above):
+            found = early_one_sided(
+                difference - margin,
+                se,
+                total * one_sided_rho2(pair_sample(spec), alpha),
+                alpha=alpha,
+                above=above,
+                log_e_exact=exact.margin(margin, "above" if above else "below"),
+            )
+            return np.where(compared, found.log_e + math.log(alpha), -np.inf)
 
-        harm = beyond(-difference - (0.0 if metric.critical else margin), alpha)
-        return Proofs(nowhere, nowhere, harm, beyond(difference + margin, spec.alpha))
+        harm = beyond(0.0 if metric.critical else margin, alpha, above=not rises)
+        return Proofs(nowhere, nowhere, harm, beyond(margin, spec.alpha, above=rises))
+
+
+class Exact:
+    """The exact part of every test of two conversion rates, for all runs and looks."""
+
+    def __init__(self, record, n, s, pair):
+        weights = np.array([list(epoch.weights.values()) for epoch in record.epochs])[:, pair]
+        self.weights = weights / weights.sum(axis=-1, keepdims=True)
+        self.n, self.s = n.astype(np.int64), s.astype(np.int64)
+
+    def label(self, side):
+        log_e = conversion_log_e(self.n, self.s, weights=self.weights, side=side)
+        return log_e - assignment_deviance(self.n, self.weights)
+
+    def margin(self, margin, side):
+        if margin == 0:
+            return self.label(side)
+        log_e = bernoulli_pair_log_e(self.n[..., 0, :], self.s[..., 0, :], margin=margin, side=side)
+        return np.where(self.n[..., 1:, :].any(axis=(-2, -1)), -np.inf, log_e)
 
 
 def summarised(n, s):

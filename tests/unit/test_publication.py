@@ -6,7 +6,16 @@ import msgspec
 import pytest
 
 from stream_xp.domain.decision import ConfigRecord, RolloutStatus
-from stream_xp.domain.experiment import Arm, ExperimentRecord, ExperimentSpec, Status, Threshold
+from stream_xp.domain.experiment import (
+    Adjustment,
+    Arm,
+    Covariate,
+    Denominator,
+    ExperimentRecord,
+    ExperimentSpec,
+    Status,
+    Threshold,
+)
 from stream_xp.domain.publication import archived_record, changed_design, next_config, next_record
 from stream_xp.errors import ConfigError
 
@@ -128,6 +137,26 @@ DESIGNS = {
     "a segment": (
         msgspec.structs.replace(SPEC, segments={**SPEC.segments, "country": ("se",)}),
         "segments.country",
+    ),
+    "a covariate": (
+        msgspec.structs.replace(SPEC, covariate=Covariate(scale=1, bound=2)),
+        "covariate",
+    ),
+    "an adjustment": (
+        msgspec.structs.replace(
+            SPEC, metrics=(msgspec.structs.replace(METRIC, adjustment=Adjustment.CUPED),)
+        ),
+        "metrics[0].adjustment",
+    ),
+    "a denominator": (
+        msgspec.structs.replace(
+            SPEC, metrics=(msgspec.structs.replace(METRIC, denominator=Denominator(event="x")),)
+        ),
+        "metrics[0].denominator",
+    ),
+    "quantiles": (
+        msgspec.structs.replace(SPEC, metrics=(msgspec.structs.replace(METRIC, quantiles=(0.5,)),)),
+        "metrics[0].quantiles",
     ),
     "no segment": (msgspec.structs.replace(SPEC, segments={}), "segments.device"),
     "two fields": (msgspec.structs.replace(SPEC, alpha=0.01, planned_sample=5_000), "planned_sample, alpha"),

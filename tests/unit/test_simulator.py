@@ -431,6 +431,7 @@ def test_exact_sums_of_large_values():
         (lambda: one(weight_changes=(WeightChange(from_ms=9, weights={"old": 1.0}),)), "all arms"),
         (lambda: one(spec=a_spec(arms=(Arm(key="old", weight=1.0), Arm(key="new", weight=0.0)))), "control"),
         (lambda: one(spec=a_spec(metrics=(*a_spec().metrics, same_event()))), "same event"),
+        (lambda: one(spec=a_spec(metrics=(*a_spec().metrics, a_count()))), "conversions and means"),
         (lambda: one(reward_delay_ms=0.0), "reward_delay_ms"),
         (lambda: one(outcomes={"order": {"old": (), "new": ()}}), "every arm"),
         (lambda: one(outcomes={"revenue": dict.fromkeys(("old", "new"), (narrow(-1.0),))}), "log_sd"),
@@ -447,6 +448,10 @@ def one(**changes):
 
 def narrow(log_sd):
     return Since(outcome=LogNormal(log_mean=0.0, log_sd=log_sd))
+
+
+def a_count():
+    return msgspec.structs.replace(a_spec().metrics[0], key="errors", kind=MetricKind.COUNT)
 
 
 def same_event():

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import msgspec
 
 from stream_xp.domain.decision import Action, Decision
-from stream_xp.engine.evaluate import evaluate
+from stream_xp.engine.evaluate import evaluate_all
 from stream_xp.engine.policy import decide
 from stream_xp.errors import ConfigError
 from stream_xp.services.spec_file import load_spec
@@ -38,6 +38,7 @@ SHORTEST_S: Final = 20
 LONGEST_S: Final = 60
 ALLOWED_LATENESS_MS: Final = 500
 LOOK_MS: Final = 250
+LOOKS_TOGETHER: Final = 32
 
 ONSET_SHARE: Final = 0.375
 """Share of the duration after which the canary begins to harm."""
@@ -128,14 +129,23 @@ def _scored(world: World, traffic: ExperimentTraffic) -> Scored:
     experiment, record = traffic.spec.experiment, traffic.record(START_MS)
     last_ms = world.traffic.last_send_ms + _longest_window_ms(traffic.spec) + ALLOWED_LATENESS_MS
     marks = range(0, last_ms + LOOK_MS, LOOK_MS)
+    looks = [
+        (mark, statistics)
+        for mark, statistics in zip(marks, world.traffic.history(experiment, marks), strict=True)
+        if statistics.first_exposure_ms is not None
+    ]
     decision, decided_ms = Decision(action=Action.HOLD, reason="no data"), None
-    for mark, statistics in zip(marks, world.traffic.history(experiment, marks), strict=True):
-        if statistics.first_exposure_ms is None:
-            continue
-        runtime_ms = START_MS + mark - statistics.first_exposure_ms
-        decision = decide(traffic.spec, evaluate(record, statistics), runtime_ms=runtime_ms)
-        if decision.action is not Action.HOLD:
-            decided_ms = mark
+    # In chunks, because looks that are tested together cost little more than one.
+    for start in range(0, len(looks), LOOKS_TOGETHER):
+        chunk = looks[start : start + LOOKS_TOGETHER]
+        evaluations = evaluate_all([(record, statistics) for _, statistics in chunk])
+        for (mark, statistics), evaluation in zip(chunk, evaluations, strict=True):
+            runtime_ms = START_MS + mark - (statistics.first_exposure_ms or 0)
+            decision = decide(traffic.spec, evaluation, runtime_ms=runtime_ms)
+            if decision.action is not Action.HOLD:
+                decided_ms = mark
+                break
+        if decided_ms is not None:
             break
     signal = None if decided_ms is None else decision
     return Scored(experiment, decision, decided_ms, is_right(world.expected[experiment], signal, decided_ms))

@@ -44,11 +44,9 @@ def _mismatches(engine: ExperimentStatistics, oracle: ExperimentStatistics) -> I
         found = units.get((arm, epoch, segment), 0), ours.get((arm, epoch, segment), 0)
         if found[0] != found[1]:
             yield Mismatch("units", str(found[0]), str(found[1]), arm=arm, epoch=epoch, segment=segment)
-    cells, ours = ({row[:4]: row[4:] for row in _rows(one.moments)} for one in (engine, oracle))
-    for metric, arm, epoch, segment in sorted(cells.keys() | ours.keys()):
-        n_s_q = [_moments_text(side.get((metric, arm, epoch, segment))) for side in (cells, ours)]
-        if n_s_q[0] != n_s_q[1]:
-            yield Mismatch("moments", n_s_q[0], n_s_q[1], metric, arm, epoch, segment)
+    for table in ("moments", "products", "events"):
+        yield from _cell_mismatches(table, getattr(engine, table), getattr(oracle, table))
+    yield from _histogram_mismatches(engine, oracle)
     for name in ("crossover_units", "first_exposure_ms"):
         theirs, own = getattr(engine, name), getattr(oracle, name)
         if theirs != own:
@@ -57,13 +55,33 @@ def _mismatches(engine: ExperimentStatistics, oracle: ExperimentStatistics) -> I
         yield Mismatch("out_of_range", one.engine, one.oracle, metric=one.what)
 
 
+def _cell_mismatches(table: str, engine: tuple[Any, ...], oracle: tuple[Any, ...]) -> Iterator[Mismatch]:
+    cells, ours = ({row[:4]: row[4:] for row in _rows(rows)} for rows in (engine, oracle))
+    names = next(row.__struct_fields__[4:] for row in (*engine, *oracle)) if cells or ours else ()
+    for key in sorted(cells.keys() | ours.keys()):
+        texts = [
+            " ".join(f"{name}={value}" for name, value in zip(names, side.get(key, ("0",) * 3), strict=False))
+            for side in (cells, ours)
+        ]
+        if texts[0] != texts[1]:
+            yield Mismatch(table, texts[0], texts[1], *key)
+
+
+def _histogram_mismatches(engine: ExperimentStatistics, oracle: ExperimentStatistics) -> Iterator[Mismatch]:
+    cells, ours = (
+        {(row.metric, row.arm, row.epoch, row.segment): dict(row.bins) for row in one.histograms}
+        for one in (engine, oracle)
+    )
+    for key in sorted(cells.keys() | ours.keys()):
+        theirs, own = cells.get(key, {}), ours.get(key, {})
+        for place in sorted(theirs.keys() | own.keys()):
+            found = theirs.get(place, 0), own.get(place, 0)
+            if found[0] != found[1]:
+                yield Mismatch(f"histogram bin {place}", str(found[0]), str(found[1]), *key)
+
+
 def _rows(rows: tuple[Any, ...]) -> list[tuple[Any, ...]]:
     return [msgspec.structs.astuple(row) for row in rows]
-
-
-def _moments_text(moments: tuple[int, str, str] | None) -> str:
-    n, s, q = moments or (0, "0", "0")
-    return f"n={n} s={s} q={q}"
 
 
 def _keyed(prefix: str, engine: Mapping[str, int], oracle: Mapping[str, int]) -> Iterator[Mismatch]:

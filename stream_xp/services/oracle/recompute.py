@@ -16,14 +16,18 @@ from typing import TYPE_CHECKING, Generic, NamedTuple, TypeAlias, TypeVar
 from stream_xp.domain.codec import Headers, Limits, RawRecord, decode_exposure, decode_reward
 from stream_xp.domain.events import Exposure, Reward, epoch_ms
 from stream_xp.domain.experiment import (
+    Adjustment,
     Aggregation,
+    Covariate,
+    Denominator,
     ExperimentRecord,
     ExperimentSpec,
     Metric,
+    MetricKind,
     Status,
     record_rules,
 )
-from stream_xp.domain.statistics import ALL, ExperimentStatistics, Outcomes, build
+from stream_xp.domain.statistics import ALL, ExperimentStatistics, MetricKey, Outcomes, build
 from stream_xp.errors import Reason, RecordRejected
 
 if TYPE_CHECKING:
@@ -158,11 +162,29 @@ def log_times(timestamps_ms: Sequence[int]) -> list[int]:
     return times
 
 
+class Stream(NamedTuple):
+    """What folds rewards into one value of a unit: a metric's own fields, or its denominator's."""
+
+    metric: Metric
+    fields: Metric | Denominator
+
+    @property
+    def name(self) -> tuple[str, bool]:
+        """The metric's key, and whether it is the denominator."""
+        return self.metric.key, self.fields is not self.metric
+
+
+def streams(metric: Metric) -> list[Stream]:
+    """Return the one stream of a metric, or the two of a ratio: numerator, denominator."""
+    own = [Stream(metric, metric)]
+    return own if metric.denominator is None else [*own, Stream(metric, metric.denominator)]
+
+
 class _Listener(NamedTuple):
-    """A metric of an experiment version in force that a reward reaches."""
+    """A stream of an experiment version in force that a reward reaches."""
 
     version: VersionKey
-    metric: Metric
+    stream: Stream
 
 
 class _Era:
@@ -177,10 +199,11 @@ class _Era:
             if record is not None:
                 version = (experiment, record.spec.version)
                 for metric in designs[version].metrics:
-                    self._listeners[metric.listens_to].append(_Listener(version, metric))
+                    for stream in streams(metric):
+                        self._listeners[stream.fields.listens_to].append(_Listener(version, stream))
 
     def listeners(self, reward: Reward) -> list[_Listener]:
-        """Return the metrics in force that listen to the reward and that it is for."""
+        """Return the streams in force that listen to the reward and that it is for."""
         listening = self._listeners.get(reward.metric, [])
         return [one for one in listening if reward.experiment in (None, one.version[0])]
 
@@ -337,10 +360,8 @@ def _examine_reward(raw: RawRecord, timeline: _Timeline, limits: Limits) -> Rewa
     listeners = era.listeners(reward)
     if not listeners:
         return Fate.UNATTRIBUTED
-    if all(quantised(one.metric, reward.value) is None for one in listeners):
-        raise RecordRejected(
-            Reason.VALUE_OUT_OF_RANGE, "`value` is outside the bound of every metric it reaches"
-        )
+    if all(quantised(one.stream, reward.value) is None for one in listeners):
+        raise RecordRejected(Reason.VALUE_OUT_OF_RANGE, "`value` is refused by every metric it reaches")
     return reward
 
 
@@ -354,6 +375,7 @@ class _Unit(NamedTuple):
     arm: str
     epoch: int
     segments: tuple[str, ...]
+    covariate: int
     crossover: bool
 
 
@@ -374,6 +396,7 @@ def _populations(seen: _Screened[Exposure], timeline: _Timeline) -> dict[Version
             arm=first.event.arm,
             epoch=_epoch(first, timeline.record(version[0], first.log_ms)),
             segments=_segments(first.event, timeline.designs[version]),
+            covariate=_covariate(first.event, timeline.designs[version].covariate),
             crossover=len(arms) > 1,
         )
     return populations
@@ -397,19 +420,31 @@ def _segments(exposure: Exposure, design: ExperimentSpec) -> tuple[str, ...]:
     return tuple(rows)
 
 
+def _covariate(exposure: Exposure, covariate: Covariate | None) -> int:
+    """Return the exposure's covariate in whole steps, cut off at the bound; 0 where there is no such thing."""
+    if covariate is None:
+        return 0
+    value = covariate.missing if exposure.covariate is None else exposure.covariate
+    most = covariate.max_steps
+    quotient = value / covariate.scale
+    if abs(quotient) > most:
+        return most if quotient > 0 else -most
+    return round(quotient)
+
+
 # Step 6: attribution of rewards
 
 
 class _Hit(NamedTuple):
-    """A counted reward in the window of a unit; `steps` is None where the metric's bound refuses it."""
+    """A settled reward in the window of a unit; `steps` is None where the stream refuses it."""
 
     event_ms: int
     offset: int
     steps: int | None
 
 
-_Hits: TypeAlias = dict[tuple[str, str], list[_Hit]]
-"""By metric key and unit."""
+_Hits: TypeAlias = dict[tuple[tuple[str, bool], str], list[_Hit]]
+"""By the stream's name and the unit."""
 
 
 def _attribute(
@@ -425,27 +460,27 @@ def _attribute(
             heard.fates[one.offset] = Fate.WAITING
             continue
         heard.fates[one.offset] = Fate.UNATTRIBUTED
-        for version, metric in timeline.at(one.log_ms).listeners(one.event):
+        for version, stream in timeline.at(one.log_ms).listeners(one.event):
             unit = populations.get(version, {}).get(one.event.unit)
-            if unit is not None and unit.t0_ms <= one.event_ms < unit.t0_ms + metric.window_ms:
+            if unit is not None and unit.t0_ms <= one.event_ms < unit.t0_ms + stream.metric.window_ms:
                 heard.fates[one.offset] = Fate.COUNTED
-                steps = quantised(metric, one.event.value)
-                hits[version][metric.key, one.event.unit].append(_Hit(one.event_ms, one.offset, steps))
+                steps = quantised(stream, one.event.value)
+                hits[version][stream.name, one.event.unit].append(_Hit(one.event_ms, one.offset, steps))
     return hits
 
 
-def quantised(metric: Metric, value: float) -> int | None:
-    """Return `value` in whole steps of the metric, ties to even; None where its bound refuses it.
+def quantised(stream: Stream, value: float) -> int | None:
+    """Return `value` in whole steps of the stream, ties to even; None where the stream refuses it.
 
-    A metric that folds by any asks only whether the value is 0, and has no bound.
+    What folds by any, and a count, ask only whether the value is 0, and refuse nothing.
     """
-    if metric.folds_by is Aggregation.ANY:
+    if stream.metric.kind is MetricKind.COUNT or stream.fields.folds_by is Aggregation.ANY:
         return int(value != 0.0)
-    quotient = value / metric.step
-    if math.isinf(quotient):
+    quotient = value / stream.fields.step
+    if math.isinf(quotient) or (stream.metric.kind is MetricKind.LATENCY and value < 0):
         return None
     steps = round(quotient)
-    return steps if abs(steps) <= metric.max_steps else None
+    return steps if abs(steps) <= stream.fields.max_steps else None
 
 
 # Statistics of one experiment version
@@ -454,54 +489,90 @@ def quantised(metric: Metric, value: float) -> int | None:
 def _statistics(
     design: ExperimentSpec, population: Mapping[str, _Unit], hits: _Hits, rules: _Lateness
 ) -> ExperimentStatistics:
+    clean = {name: unit for name, unit in population.items() if not unit.crossover}
     units: dict[tuple[str, int, str], int] = defaultdict(int)
-    for unit in population.values():
-        if not unit.crossover:
-            for segment in unit.segments:
-                units[unit.arm, unit.epoch, segment] += 1
+    for unit in clean.values():
+        for segment in unit.segments:
+            units[unit.arm, unit.epoch, segment] += 1
+    tables = _Tables()
+    for metric in design.metrics:
+        mature = {name for name, unit in clean.items() if rules.mature(unit.t0_ms + metric.window_ms)}
+        for name in clean if metric.folds_by is Aggregation.FIRST else mature:
+            tables.enter(metric, clean[name], [_accepted(hits, one, name) for one in streams(metric)])
     return build(
         units=units,
-        moments=_moments(design, population, hits, rules),
+        moments=tables.moments,
+        products=tables.products,
+        events=tables.events,
+        histograms=tables.histograms,
         crossover_units=sum(unit.crossover for unit in population.values()),
         first_exposure_ms=min((unit.t0_ms for unit in population.values()), default=None),
         out_of_range=_out_of_range(hits),
     )
 
 
-def _moments(
-    design: ExperimentSpec, population: Mapping[str, _Unit], hits: _Hits, rules: _Lateness
-) -> dict[tuple[str, str, int, str], tuple[int, int, int]]:
-    """Count, sum and sum of squares of the values of mature units."""
-    moments: dict[tuple[str, str, int, str], tuple[int, int, int]] = {}
-    for metric in design.metrics:
-        for name, unit in population.items():
-            if unit.crossover or not rules.mature(unit.t0_ms + metric.window_ms):
-                continue
-            value = folded(metric.folds_by, hits.get((metric.key, name), []))
-            for segment in unit.segments:
-                cell = (metric.key, unit.arm, unit.epoch, segment)
-                n, s, q = moments.get(cell, (0, 0, 0))
-                moments[cell] = (n + 1, s + value, q + value * value)
-    return moments
+class _Tables:
+    """The tables of an experiment's metrics, by (metric, arm, epoch, segment)."""
+
+    def __init__(self) -> None:
+        self.moments: dict[MetricKey, tuple[int, ...]] = {}
+        self.products: dict[MetricKey, tuple[int, ...]] = {}
+        self.events: dict[MetricKey, tuple[int, ...]] = {}
+        self.histograms: dict[MetricKey, dict[int, int]] = defaultdict(lambda: defaultdict(int))
+
+    def enter(self, metric: Metric, unit: _Unit, accepted: list[list[int]]) -> None:
+        """Let a unit in with the accepted rewards of each stream of the metric, in order."""
+        values = [
+            folded(one.fields.folds_by, steps) for one, steps in zip(streams(metric), accepted, strict=True)
+        ]
+        for segment in unit.segments:
+            key = (metric.key, unit.arm, unit.epoch, segment)
+            if metric.kind is MetricKind.LATENCY:
+                if accepted[0]:
+                    self.histograms[key][histogram_bin(values[0])] += 1
+            elif metric.folds_by is Aggregation.FIRST:
+                # Of a count, every accepted reward is 1, or 0 if its value is.
+                _add(self.events, key, (int(sum(accepted[0]) > 0), sum(accepted[0])))
+            else:
+                y, x = values[0], values[1] if metric.denominator else unit.covariate
+                _add(self.moments, key, (1, y, y * y))
+                if metric.denominator or metric.adjustment is not Adjustment.NONE:
+                    _add(self.products, key, (x, x * x, x * y))
 
 
-def folded(aggregation: Aggregation, hits: Sequence[_Hit]) -> int:
+def _add(table: dict[MetricKey, tuple[int, ...]], key: MetricKey, numbers: tuple[int, ...]) -> None:
+    table[key] = tuple(map(sum, zip(table.get(key, (0,) * len(numbers)), numbers, strict=True)))
+
+
+def _accepted(hits: _Hits, stream: Stream, unit: str) -> list[int]:
+    """Return the accepted rewards of a unit and stream in steps, by event time, then offset."""
+    ordered = sorted(hits.get((stream.name, unit), []), key=lambda hit: (hit.event_ms, hit.offset))
+    return [hit.steps for hit in ordered if hit.steps is not None]
+
+
+def folded(aggregation: Aggregation, accepted: Sequence[int]) -> int:
     """Return the value of a unit: its accepted rewards as one integer, 0 if there is none."""
-    accepted = [
-        hit.steps for hit in sorted(hits, key=lambda hit: (hit.event_ms, hit.offset)) if hit.steps is not None
-    ]
     if not accepted:
         return 0
     if aggregation is Aggregation.SUM:
         return sum(accepted)
     if aggregation is Aggregation.LAST:
         return accepted[-1]
-    return max(accepted)
+    return accepted[0] if aggregation is Aggregation.FIRST else max(accepted)
+
+
+def histogram_bin(value: int) -> int:
+    """Return the bin of a value: how many lower edges of bins, but for the first, are at or below it."""
+    return bisect_right(_EDGES, value)
+
+
+_EDGES = [*range(1, 64), *(edge for e in range(1, 36) for edge in range(32 << e, 64 << e, 1 << e))]
+"""Lower edges of all bins but the first, up to the largest value."""
 
 
 def _out_of_range(hits: _Hits) -> dict[str, int]:
     refused: dict[str, int] = defaultdict(int)
-    for (metric, _), of_unit in hits.items():
+    for ((metric, _), _), of_unit in hits.items():
         refused[metric] += sum(hit.steps is None for hit in of_unit)
     return refused
 

@@ -6,10 +6,11 @@ import msgspec
 import pytest
 
 from stream_xp import stats
-from stream_xp.domain.decision import ArmResult, MetricResult, MetricState, SampleRatio
+from stream_xp.domain.decision import ArmResult, Method, MetricResult, MetricState, SampleRatio
 from stream_xp.domain.experiment import ExperimentRecord, ExperimentSpec, WeightEpoch
 from stream_xp.domain.statistics import build, merge
-from stream_xp.engine.evaluate import evaluate, pair_sample, proven
+from stream_xp.engine.design import pair_sample
+from stream_xp.engine.evaluate import evaluate, evaluate_all, proven
 
 PRIMARY = {
     "key": "play",
@@ -88,22 +89,29 @@ def test_budgets_are_split_over_metrics_and_arms():
             assert result.harm is result.safety is None
 
 
+SPENDING = {"key": "spend", "kind": "mean", "scale": 0.01, "bound": 1000.0}
+SPEND_GUARD = GUARD | SPENDING | {"key": "lag"}
+
+
 def test_evidence_is_that_of_the_statistical_functions():
-    r = record(PRIMARY, GUARD, planned_sample=7000, alpha=0.04, guardrail_alpha=0.02)
-    cells = two_arms("play", (900, 90), (1100, 150)) | two_arms("crash", (900, 30), (1100, 40))
-    play, crash = evaluate(r, statistics(cells)).metrics
-    means = stats.summarise(
-        [stats.Stratum(stats.Moments(900, 90, 90), stats.Moments(1100, 150, 150))], scale=1
+    r = record(SPEND, SPEND_GUARD, planned_sample=7000, alpha=0.04, guardrail_alpha=0.02)
+    spend, lag = (
+        ((900, 9_000, 400_000), (1100, 13_000, 500_000)),
+        ((900, 3_000, 90_000), (1100, 4_000, 99_000)),
     )
+    cells = two_arms("spend", *spend) | two_arms("lag", *lag)
+    shown_spend, shown_lag = evaluate(r, statistics(cells)).metrics
+    means = stats.summarise([stats.Stratum(*(stats.Moments(*arm) for arm in spend))], scale=0.01)
     rho2 = stats.tuned_rho2(7000, 0.04)
     effect = stats.mean_difference(means, alpha=0.04, rho2=rho2)
     lift = stats.relative_lift(means, alpha=0.04, rho2=rho2)
-    for shown, found in ((play.effect, effect), (play.lift, lift)):
+    for shown, found in ((shown_spend.effect, effect), (shown_spend.lift, lift)):
         assert (shown.estimate, shown.lower, shown.upper) == (found.estimate, found.lower, found.upper)
         assert (shown.log_e, shown.p_always_valid) == (found.log_e, found.p_always_valid)
-    assert (play.control_mean, play.arm_mean) == (0.1, 150 / 1100)
-    means = stats.summarise([stats.Stratum(stats.Moments(900, 30, 30), stats.Moments(1100, 40, 40))], scale=1)
-    for shown, alpha, side in ((crash.harm, 0.02, "above"), (crash.safety, 0.04, "below")):
+    assert (shown_spend.control_mean, shown_spend.arm_mean) == (0.1, pytest.approx(130 / 1100))
+    assert shown_spend.method is Method.ASYMPTOTIC
+    means = stats.summarise([stats.Stratum(*(stats.Moments(*arm) for arm in lag))], scale=0.01)
+    for shown, alpha, side in ((shown_lag.harm, 0.02, "above"), (shown_lag.safety, 0.04, "below")):
         rho2 = stats.one_sided_rho2(7000, alpha)
         found = stats.one_sided_test(
             means, margin=0.01, margin_kind="absolute", side=side, alpha=alpha, rho2=rho2
@@ -112,7 +120,74 @@ def test_evidence_is_that_of_the_statistical_functions():
         assert shown.estimate == found.estimate
         ends = (end if math.isfinite(end) else None for end in (found.lower, found.upper))
         assert (shown.lower, shown.upper) == tuple(ends)
-    assert crash.harm.upper is crash.safety.lower is None
+    assert shown_lag.harm.upper is shown_lag.safety.lower is None
+
+
+def test_conversions_average_an_exact_test_with_the_asymptotic_one():
+    r = record(PRIMARY, GUARD, planned_sample=7000)
+    cells = two_arms("play", (900, 90), (1100, 150)) | two_arms("crash", (900, 30), (1100, 40))
+    play, crash = evaluate(r, statistics(cells)).metrics
+    assert play.method is crash.method is Method.EXACT_THEN_ASYMPTOTIC
+    means = stats.summarise(
+        [stats.Stratum(stats.Moments(900, 90, 90), stats.Moments(1100, 150, 150))], scale=1
+    )
+    asymptotic = stats.mean_difference(means, alpha=0.05, rho2=stats.tuned_rho2(7000, 0.05))
+    units, successes = [[900, 1100]], [[90, 150]]
+    exact = stats.conversion_log_e(units, successes, weights=[[0.5, 0.5]], side="above")
+    exact -= stats.assignment_deviance(units, [[0.5, 0.5]])
+    w = stats.EXACT_SHARE
+    averaged = w / 2 * math.exp(exact) + (1 - w) * math.exp(asymptotic.log_e)
+    assert play.effect.log_e == pytest.approx(math.log(averaged), rel=1e-12)
+    assert play.effect.lower < asymptotic.lower  # a share of alpha is spent on the exact part
+    assert play.effect.upper > asymptotic.upper
+    means = stats.summarise([stats.Stratum(stats.Moments(900, 30, 30), stats.Moments(1100, 40, 40))], scale=1)
+    rho2 = stats.one_sided_rho2(7000, 0.05)
+    for shown, side in ((crash.harm, "above"), (crash.safety, "below")):
+        found = stats.one_sided_test(
+            means, margin=0.01, margin_kind="absolute", side=side, alpha=0.05, rho2=rho2
+        )
+        pair = stats.bernoulli_pair_log_e([900, 1100], [30, 40], margin=0.01, side=side)
+        averaged = w * math.exp(pair) + (1 - w) * math.exp(found.log_e)
+        assert shown.log_e == pytest.approx(math.log(averaged), rel=1e-12)
+
+
+def test_a_relative_margin_is_tested_by_the_labels_of_the_successes():
+    r = record(GUARD | {"margin": {"relative": 0.1}}, weights={"a": 0.9, "b": 0.1})
+    result = only(r, statistics(two_arms("crash", (180, 0), (20, 9))))
+    assert result.note == stats.TOO_FEW_UNITS
+    found = stats.success_ratio([[0, 9]], [[0.9, 0.1]], alpha=0.05, null=math.log(1.1), side="above")
+    assert result.harm.log_e == pytest.approx(found.log_e + math.log(stats.EXACT_SHARE), rel=1e-12)
+    assert result.state is MetricState.HARMED
+
+
+def test_an_epoch_whose_weights_are_not_known_has_no_exact_evidence():
+    cells = {("play", "a", 1): (400, 1), ("play", "b", 1): (400, 50)}
+    result = only(record(SPEND | {"key": "play"}), statistics(cells))
+    mixed = only(record(), statistics(cells))
+    # Label prediction of nothing is an e-value of 1.
+    averaged = stats.EXACT_SHARE / 2 + (1 - stats.EXACT_SHARE) * math.exp(
+        stats.mean_difference(
+            stats.summarise([stats.Stratum(stats.Moments(400, 1, 1), stats.Moments(400, 50, 50))], scale=1),
+            alpha=0.05,
+            rho2=stats.tuned_rho2(10_000, 0.05),
+        ).log_e
+    )
+    assert mixed.effect.log_e == pytest.approx(math.log(averaged), rel=1e-12)
+    assert result.state is mixed.state is MetricState.BETTER
+
+
+def test_experiments_tested_together_get_what_they_get_alone():
+    wide = {"a": 0.5, "b": 0.3, "c": 0.2}
+    looks = [
+        (record(PRIMARY, GUARD, SPEND), statistics(two_arms("play", (900, 90), (1100, 150)))),
+        (record(SPEND, weights=wide), statistics(two_arms("spend", (900, 9_000, 400_000), (90, 900, 9_000)))),
+        (record(GUARD | {"margin": None}), statistics(two_arms("crash", (900, 9), (90, 9)))),
+        (record(PRIMARY, SPEND_GUARD, epochs=RAMP), statistics(DRIFT)),
+        (record(SPEND | {"scale": 1e-200}), statistics(two_arms("spend", (900, 90), (1100, 150)))),
+        (record(), statistics({})),
+    ]
+    assert evaluate_all(looks) == [evaluate(*look) for look in looks]
+    assert evaluate_all([]) == []
 
 
 def test_tuning_is_frozen():
@@ -121,9 +196,9 @@ def test_tuning_is_frozen():
     weights = {"a": 0.98, "b": 0.01, "c": 0.01}
     assert pair_sample(record(weights=weights, planned_sample=9000).spec) == 6000
     assert pair_sample(record(weights=dict.fromkeys("abc", 1 / 3), planned_sample=9000).spec) == 6000
-    cells = two_arms("play", (900, 90), (100, 15))
-    steep = only(record(weights={"a": 0.9, "b": 0.1}), statistics(cells))
-    assert steep == only(record(), statistics(cells))
+    cells = two_arms("spend", (900, 90), (100, 15))
+    steep = only(record(SPEND, weights={"a": 0.9, "b": 0.1}), statistics(cells))
+    assert steep == only(record(SPEND), statistics(cells))
 
 
 # ---- orientation -------------------------------------------------------------------------------------
@@ -238,20 +313,45 @@ def test_a_metric_is_quantised_by_its_scale():
 
 SPARSE = [
     ({}, stats.TOO_FEW_UNITS),
-    (two_arms("crash", (24, 12), (500, 20)), stats.TOO_FEW_UNITS),
-    (two_arms("crash", (500, 20), (24, 12)), stats.TOO_FEW_UNITS),
-    ({("crash", "a", 0): (500, 20)}, stats.TOO_FEW_UNITS),
-    (two_arms("crash", (500, 0), (500, 0)), stats.NO_VARIANCE),
-    (two_arms("crash", (500, 500), (500, 500)), stats.NO_VARIANCE),
+    (two_arms("lag", (24, 12), (500, 20)), stats.TOO_FEW_UNITS),
+    (two_arms("lag", (500, 20), (24, 12)), stats.TOO_FEW_UNITS),
+    ({("lag", "a", 0): (500, 20)}, stats.TOO_FEW_UNITS),
+    (two_arms("lag", (500, 0), (500, 0)), stats.NO_VARIANCE),
+    (two_arms("lag", (500, 500), (500, 500)), stats.NO_VARIANCE),
 ]
 
 
 @pytest.mark.parametrize(("cells", "note"), SPARSE)
 def test_undetermined(cells, note):
-    result = only(record(GUARD), statistics(cells))
+    result = only(record(SPEND_GUARD), statistics(cells))
     assert result.state is MetricState.UNDETERMINED
     assert result.note == note
     assert result.effect is result.lift is result.harm is result.safety is result.arm_mean is None
+
+
+EARLY = [
+    (two_arms("crash", (24, 0), (24, 1)), MetricState.UNDETERMINED, stats.TOO_FEW_UNITS),
+    (two_arms("crash", (500, 20), (24, 12)), MetricState.HARMED, stats.TOO_FEW_UNITS),
+    (two_arms("crash", (500, 0), (500, 0)), MetricState.UNDETERMINED, stats.NO_VARIANCE),
+    (two_arms("crash", (5000, 0), (5000, 0)), MetricState.SAFE, stats.NO_VARIANCE),
+    (two_arms("crash", (5000, 5000), (5000, 5000)), MetricState.SAFE, stats.NO_VARIANCE),
+]
+
+
+@pytest.mark.parametrize(("cells", "state", "note"), EARLY)
+def test_conversions_can_be_decided_before_the_asymptotic_sequence_begins(cells, state, note):
+    result = only(record(GUARD), statistics(cells))
+    assert result.state is state
+    assert result.note == note
+    assert result.lift is None
+    assert result.effect.lower in (None, 0.0)
+    assert result.effect.upper in (None, 0.0)
+
+
+def test_without_units_in_both_arms_there_is_nothing_to_say():
+    result = only(record(GUARD), statistics({("crash", "a", 0): (500, 20)}))
+    assert result.effect is result.harm is result.safety is result.arm_mean is None
+    assert result.note == stats.TOO_FEW_UNITS
 
 
 def test_a_lift_is_undetermined_while_the_control_mean_may_be_zero():
@@ -272,7 +372,6 @@ UNTESTABLE = [
     (GUARD, {"guardrail_alpha": 0.5}, "alpha"),
     (GUARD | {"direction": "increase", "margin": {"relative": 1.0}}, {}, "margin"),
     (GUARD | {"margin": {"absolute": math.inf}}, {}, "margin"),
-    (GUARD | {"margin": {"absolute": 1e308}}, {}, "z must be finite"),
     (GUARD | {"margin": None}, {}, "a guardrail needs a margin"),
     (SPEND | {"key": "crash", "scale": 1e-200}, {}, "scale"),
 ]
@@ -391,7 +490,7 @@ def test_statistics_ahead_of_the_record_are_invalid():
     behind, current = record(epochs=RAMP[:1]), record(epochs=RAMP)
     evaluation = evaluate(behind, statistics(DRIFT))
     assert evaluation.invalid == ("units of an unknown weight epoch: 1",)
-    assert evaluation.metrics == evaluate(current, statistics(DRIFT)).metrics
+    assert evaluation.metrics[0].lift == evaluate(current, statistics(DRIFT)).metrics[0].lift
     assert not evaluation.sample_ratio.mismatch
     assert evaluate(current, statistics(DRIFT)).invalid == ()
 

@@ -9,6 +9,7 @@ from stream_xp.domain.decision import (
     Action,
     Decision,
     Evidence,
+    Method,
     MetricResult,
     MetricState,
     RolloutStatus,
@@ -53,6 +54,7 @@ def proof(log_e=4.0, threshold=THRESHOLD):
 def result(metric, arm, state, log_e=4.0, threshold=THRESHOLD):
     seen = proof(log_e, threshold)
     return MetricResult(
+        method=Method.ASYMPTOTIC,
         metric=metric,
         role=metric.split("-")[0],
         arm=arm,

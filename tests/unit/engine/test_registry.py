@@ -7,8 +7,17 @@ from typing import Any
 import msgspec
 import pytest
 
+from stream_xp.domain.codec import Limits
 from stream_xp.domain.events import Exposure, Reward
-from stream_xp.domain.experiment import ExperimentRecord, ExperimentSpec, Status, WeightEpoch
+from stream_xp.domain.experiment import (
+    Adjustment,
+    Covariate,
+    ExperimentRecord,
+    ExperimentSpec,
+    Status,
+    WeightEpoch,
+)
+from stream_xp.engine.columns import Block, exposure_columns, reward_columns
 from stream_xp.engine.registry import INACTIVE, NO_EVENT, UNKNOWN, Entry, Registry
 from stream_xp.errors import Reason, RecordRejected
 
@@ -182,6 +191,105 @@ def test_a_reward_is_refused_only_if_every_listener_refuses_it() -> None:
         assert refused.value.reason is Reason.VALUE_OUT_OF_RANGE
     assert registry.route_reward(reward(value=50.0), 50) == NO_EVENT
     assert registry.route_reward(reward(experiment="nobody"), 200) == UNKNOWN - 10
+
+
+LATENCY = {
+    "key": "wait",
+    "kind": "latency",
+    "role": "primary",
+    "direction": "decrease",
+    "attribution_window": "1s",
+    "event": "order",
+    "scale": 1.0,
+    "bound": 50.0,
+}
+RATIO = {
+    **LATENCY,
+    "key": "ratio",
+    "kind": "ratio",
+    "event": "visit",
+    "bound": 5.0,
+    "denominator": {"event": "order", "bound": 20.0},
+}
+
+
+def routed(registry: Registry, value: float, metric: str = "order") -> bool:
+    """Whether a reward is routed by the engine's short cut and by the long way alike; False: both refuse it."""
+    block = Block(
+        "rewards",
+        0,
+        0,
+        1,
+        [0],
+        [2_000],
+        [b"u"],
+        [msgspec.json.encode({"id": "1", "time": 1_500, "unit": "u", "metric": metric, "value": value})],
+        [()],
+    )
+    columns, letters = reward_columns(block, registry, floor_ms=0, limits=Limits())
+    try:
+        code = registry.route_reward(reward(metric=metric, value=value), 2_000)
+    except RecordRejected:
+        assert [letter.reason for letter in letters] == [Reason.VALUE_OUT_OF_RANGE]
+        return False
+    assert (letters, columns.event.tolist()) == ([], [code])
+    return True
+
+
+def test_a_latency_alone_refuses_negative_values() -> None:
+    registry = Registry([entry(0, 100, spec(metrics=[LATENCY]))])
+    assert [routed(registry, value) for value in (-1e-9, -0.0, 0.0, 50.5, 50.6)] == [
+        False,
+        True,
+        True,
+        True,
+        False,
+    ]
+
+
+def test_a_negative_value_is_for_those_that_take_it() -> None:
+    other = spec(experiment="other")
+    registry = Registry([entry(0, 100, spec(metrics=[LATENCY])), entry(1, 100, other)])
+    assert [routed(registry, value) for value in (-1.0, -11.0, 11.0, 51.0)] == [True, False, True, False]
+
+
+def test_a_ratio_listens_with_two_streams() -> None:
+    registry = Registry([entry(0, 100, spec(metrics=[LATENCY, RATIO]))])
+    heard = {
+        event: [(one.at, one.stream.metric.key) for one in registry.all_listeners(event)]
+        for event in registry.events
+    }
+    assert heard == {"order": [(0, "wait"), (2, "ratio")], "visit": [(1, "ratio")]}
+    assert [routed(registry, value) for value in (-20.4, -20.6, 20.6, 50.6)] == [True, False, True, False]
+    assert [routed(registry, value, "visit") for value in (-5.4, 5.6)] == [True, False]
+
+
+def test_a_count_refuses_nothing() -> None:
+    count = {**LATENCY, "kind": "count", "scale": None, "bound": None}
+    registry = Registry([entry(0, 100, spec(metrics=[count]))])
+    assert all(routed(registry, value) for value in (0.0, -1.0, 1e300))
+
+
+@pytest.mark.parametrize(
+    ("given", "steps"), [(1.0, 2), (0.75, 2), (None, -6), (1e308, 40), (-1e308, -40), (20.1, 40), (-0.0, 0)]
+)
+def test_covariates_become_whole_steps_where_they_are_used(given: float | None, steps: int) -> None:
+    adjusted = spec().metrics[0]
+    adjusted = msgspec.structs.replace(adjusted, adjustment=Adjustment.CUPED)
+    covariate = Covariate(scale=0.5, bound=20.0, missing=-3.1)
+    using = msgspec.structs.replace(spec(), metrics=(adjusted,), covariate=covariate)
+    plain = msgspec.structs.replace(spec(experiment="plain"), covariate=covariate)
+    registry = Registry([entry(0, 100, using), entry(1, 100, plain)])
+    events = [
+        {"id": name, "time": 1_500, "experiment": name, "unit": "u", "arm": "a"}
+        for name in ("exp", "plain", "?")
+    ]
+    for event in events:
+        event["covariate"] = given
+    values = [*map(msgspec.json.encode, events), b"{"]
+    block = Block("exposures", 0, 0, 4, [0, 1, 2, 3], [2_000] * 4, [b"u"] * 4, values, [()] * 4)
+    columns, _ = exposure_columns(block, registry, floor_ms=0, limits=Limits())
+    assert columns.covariate.tolist() == [steps, 0, 0, 0]
 
 
 def test_segments_that_are_not_registered_are_other() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import struct
+from collections import Counter
 from typing import Any
 
 import msgspec
@@ -13,20 +14,24 @@ import pytest
 import xxhash
 
 from stream_xp.domain.codec import Limits
-from stream_xp.domain.experiment import MAX_STEPS, ExperimentRecord, ExperimentSpec, WeightEpoch
+from stream_xp.domain.experiment import MAX_STEPS, ExperimentRecord, ExperimentSpec, Metric, WeightEpoch
 from stream_xp.engine import kernels
 from stream_xp.engine.columns import Block, exposure_columns, reward_columns
 from stream_xp.engine.registry import Entry, Registry
 from stream_xp.engine.snapshot import decode_snapshot, encode_snapshot
 from stream_xp.engine.state import EXPOSURES, REWARDS, PartitionState, _wide
 from stream_xp.errors import ConfigError, StateError
+from stream_xp.services.oracle.recompute import histogram_bin
+from stream_xp.stats.log_histogram import bin_of
 
 T = 1_000_000
 WINDOW_MS = 1_000
 LATENESS_MS = 1_000
 
 
-def spec(experiment: str, version: int = 1, *metrics: dict[str, Any], bound: float = 10.0) -> ExperimentSpec:
+def spec(
+    experiment: str, version: int = 1, *metrics: dict[str, Any], bound: float = 10.0, **fields: Any
+) -> ExperimentSpec:
     common = {"role": "secondary", "direction": "increase", "attribution_window": "1s", "event": "order"}
     return msgspec.convert(
         {
@@ -48,8 +53,10 @@ def spec(experiment: str, version: int = 1, *metrics: dict[str, Any], bound: flo
                 {**common, "key": "sum", "kind": "mean", "bound": bound},
                 {**common, "key": "max", "kind": "mean", "bound": bound, "aggregation": "max"},
                 {**common, "key": "last", "kind": "mean", "bound": bound, "aggregation": "last"},
+                *({**common, **metric} for metric in metrics),
             ],
             "segments": {"device": ["ios"]} if version == 1 else {},
+            **fields,
         },
         ExperimentSpec,
     )
@@ -134,6 +141,35 @@ def moments_of(words: Any) -> tuple[int, int, int]:
     return n, _wide(rest[0], rest[1]), _wide(rest[2], rest[3])
 
 
+def pairs_of(words: Any) -> tuple[int, ...]:
+    return tuple(_wide(low, high) for low, high in words.reshape(-1, 2).tolist())
+
+
+@pytest.mark.parametrize("x", EXTREMES)
+def test_one_pair_goes_in_exactly_and_comes_out_without_a_trace(x: int) -> None:
+    for y in EXTREMES:
+        words = np.zeros(6, np.int64)
+        for sign, wanted in ((1, 1), (-1, 0), (-1, -1)):
+            kernels._add_products(words, 0, x, y, sign)
+            assert pairs_of(words) == (wanted * x, wanted * x * x, wanted * x * y)
+
+
+def test_products_of_extremes_are_those_of_python() -> None:
+    draw = random.Random(12)
+    words, xy = np.zeros(2, np.int64), 0
+    for _ in range(20_000):
+        x, y = (
+            draw.choice(
+                [draw.choice(EXTREMES), draw.randint(-(2**62) + 1, 2**62 - 1), draw.randint(-(2**33), 2**33)]
+            )
+            for _ in range(2)
+        )
+        sign = 1 if abs(xy + x * y) < 2**126 else -1
+        kernels._add_product(words, 0, x, y, sign)
+        xy += sign * x * y
+        assert pairs_of(words) == (xy,)
+
+
 @pytest.mark.parametrize("y", EXTREMES)
 def test_one_value_goes_in_exactly_and_comes_out_without_a_trace(y: int) -> None:
     words = np.zeros(5, np.int64)
@@ -176,6 +212,36 @@ def test_the_largest_values_go_through_the_fold_exactly() -> None:
         assert [found[metric, arm] for metric in ("sum", "max", "last")] == [wanted] * 3
 
 
+def test_the_largest_pairs_go_through_the_fold_exactly() -> None:
+    draw = random.Random(10)
+    most = float(MAX_STEPS)
+    both = {"key": "ratio", "kind": "ratio", "bound": most, "denominator": {"event": "visit", "bound": most}}
+    adjusted = {"key": "adjusted", "kind": "mean", "bound": most, "adjustment": "ancova"}
+    design = spec("one", 1, both, adjusted, bound=most, covariate={"scale": 1.0, "bound": most})
+    state = PartitionState(0, Registry([entry(0, design)]), allowed_lateness_ms=LATENESS_MS)
+    ys, xs, zs = (
+        [draw.choice([MAX_STEPS, -MAX_STEPS, MAX_STEPS - 1, 1 - MAX_STEPS, 0, 1]) for _ in range(200)]
+        for _ in range(3)
+    )
+    expose(state, 0, [exposure_of(n, covariate=float(z)) for n, z in enumerate(zs)])
+    reward(state, 0, [reward_of(n, float(y)) for n, y in enumerate(ys)])
+    reward(state, 200, [reward_of(n, float(x), "visit") for n, x in enumerate(xs)])
+    state.advance(T + WINDOW_MS + LATENESS_MS)
+    found = {
+        (row.metric, row.arm): (int(row.x), int(row.xx), int(row.xy))
+        for row in state.statistics(state.registry.slots[0]).products
+        if row.segment == ""
+    }
+    for arm, rest in (("a", 0), ("b", 1)):
+        for metric, seconds in (("ratio", xs), ("adjusted", zs)):
+            pairs = list(zip(seconds, ys, strict=True))[rest::2]
+            assert found[metric, arm] == (
+                sum(x for x, _ in pairs),
+                sum(x * x for x, _ in pairs),
+                sum(x * y for x, y in pairs),
+            )
+
+
 def test_a_sum_that_leaves_its_bound_is_an_error_of_state() -> None:
     registry = Registry([entry(0, spec("one", bound=float(MAX_STEPS)))])
     state = PartitionState(0, registry, allowed_lateness_ms=LATENESS_MS)
@@ -184,6 +250,142 @@ def test_a_sum_that_leaves_its_bound_is_an_error_of_state() -> None:
     reward(state, 0, [reward_of(0, float(MAX_STEPS))])
     with pytest.raises(StateError, match="left its bound"):
         state.advance(T + WINDOW_MS + LATENESS_MS)
+
+
+# Histograms and events ------------------------------------------------------------------------------------
+
+
+def test_all_three_readings_of_the_bins_agree() -> None:
+    draw = random.Random(13)
+    values = [*range(5_000), *(2**power + more for power in range(6, 40) for more in (-1, 0, 1)), MAX_STEPS]
+    values += [draw.randrange(MAX_STEPS) for _ in range(10_000)]
+    for value in values:
+        assert kernels._bin(value) == histogram_bin(value) == bin_of(value)
+
+
+@pytest.mark.parametrize(("bound", "scale"), [(31, 1), (63, 1), (64, 1), (60, 0.001), (2.0**40, 1), (1, 0.3)])
+def test_a_histogram_has_bins_up_to_the_bound_and_none_beyond(bound: float, scale: float) -> None:
+    metric = msgspec.convert({**LATENCY, "bound": bound, "scale": scale}, Metric)
+    assert metric.bins == bin_of(metric.max_steps) + 1
+
+
+COMMON = {"role": "secondary", "direction": "decrease", "attribution_window": "1s"}
+LATENCY = {**COMMON, "key": "wait", "kind": "latency", "event": "wait", "scale": 1.0, "bound": 1e6}
+COUNT = {**COMMON, "key": "errors", "kind": "count", "event": "error"}
+KINDS: list[dict[str, Any]] = [
+    LATENCY,
+    COUNT,
+    {**LATENCY, "key": "slowest", "aggregation": "max", "attribution_window": "2s"},
+    {**LATENCY, "key": "newest", "aggregation": "last"},
+    {**COUNT, "key": "all", "aggregation": "sum"},
+    {
+        **COMMON,
+        "key": "ratio",
+        "kind": "ratio",
+        "event": "order",
+        "bound": 100,
+        "denominator": {"event": "wait", "bound": 1e6},
+    },
+    {**COMMON, "key": "adjusted", "kind": "mean", "event": "order", "bound": 100, "adjustment": "cuped"},
+]
+COVARIATE = {"scale": 1.0, "bound": 50.0}
+
+
+def kinds_state() -> PartitionState:
+    registry = Registry([entry(0, spec("one", 1, *KINDS, covariate=COVARIATE), epochs=2)])
+    return PartitionState(0, registry, allowed_lateness_ms=LATENESS_MS)
+
+
+def bins(state: PartitionState, metric: str = "wait") -> dict[str, dict[int, int]]:
+    rows = state.statistics(state.registry.slots[0]).histograms
+    return {row.arm: dict(row.bins) for row in rows if (row.metric, row.segment) == (metric, "")}
+
+
+def events(state: PartitionState) -> dict[str, tuple[int, int]]:
+    rows = state.statistics(state.registry.slots[0]).events
+    return {row.arm: (row.units, row.events) for row in rows if row.segment == ""}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_of_events_at_the_same_time_the_first_offset_is_first(seed: int) -> None:
+    state = kinds_state()
+    expose(state, 0, [exposure_of(n) for n in range(100)])
+    draw = random.Random(seed)
+    places = [n for n in range(100) for _ in range(6)]
+    draw.shuffle(places)
+    sent = [
+        {**reward_of(n, draw.randrange(1_000), "wait"), "id": str(at), "time": T + draw.randrange(1, 4)}
+        for at, n in enumerate(places)
+    ]
+    reward(state, 0, sent)
+    state.advance(T + LATENESS_MS + 10)
+    first: dict[str, tuple[int, int, int]] = {}
+    for offset, event in enumerate(sent):
+        mine = (event["time"], offset, event["value"])
+        first[event["unit"]] = min(mine, first.get(event["unit"], mine))
+    wanted = {
+        arm: Counter(bin_of(value) for unit, (_, _, value) in first.items() if int(unit[1:]) % 2 == at)
+        for at, arm in enumerate("ab")
+    }
+    assert bins(state) == wanted
+
+
+def test_an_event_counts_once_it_is_settled_and_a_crossover_takes_it_back() -> None:
+    state = kinds_state()
+    expose(state, 0, [exposure_of(n) for n in range(4)])
+    sent = [{**reward_of(n, 70.0, kind), "time": T + 5} for n in (0, 1) for kind in ("wait", "error")]
+    sent += [{**reward_of(0, 1.0, "error"), "id": "more", "time": T + 6}]
+    reward(state, 0, sent)
+    state.advance(T + LATENESS_MS + 5)
+    assert (bins(state), events(state)) == ({}, {})
+    assert state.take_dirty()
+    state.advance(T + LATENESS_MS + 6)
+    assert [slot.experiment for slot in state.take_dirty()] == ["one"]
+    assert (bins(state), events(state)) == ({"a": {67: 1}, "b": {67: 1}}, {"a": (1, 1), "b": (1, 1)})
+    state.advance(T + LATENESS_MS + 7)
+    assert events(state) == {"a": (1, 2), "b": (1, 1)}
+    expose(state, 4, [{**exposure_of(0), "id": "x", "arm": "b", "time": T + 500}])
+    assert (bins(state), events(state)) == ({"b": {67: 1}}, {"b": (1, 1)})
+    # What else happens to the crossover counts no more.
+    reward(
+        state,
+        5,
+        [{**reward_of(0, 3.0, kind), "id": f"late {kind}", "time": T + 600} for kind in ("wait", "error")],
+    )
+    state.advance(T + 60_000)
+    assert (bins(state), events(state)) == ({"b": {67: 1}}, {"b": (1, 1)})
+    assert bins(state, "slowest") == {"b": {67: 1}}
+
+
+def test_a_unit_that_nothing_matures_of_waits_for_nothing() -> None:
+    registry = Registry([entry(0, spec("one"))])
+    design = msgspec.structs.replace(
+        registry.slots[0].spec, metrics=tuple(msgspec.convert([LATENCY, COUNT], list[Metric])), version=2
+    )
+    registry.add([entry(1, design)])
+    state = PartitionState(0, registry, allowed_lateness_ms=LATENESS_MS)
+    expose(state, 0, [exposure_of(n) for n in range(50)])
+    assert int(state.arrays["scalars"][kernels.DUE]) == 0
+    reward(state, 0, [reward_of(n, 9.0, "wait") for n in range(50)])
+    state.advance(T + 60_000)
+    (row,) = [
+        one for one in state.statistics(registry.slots[1]).histograms if (one.arm, one.segment) == ("a", "")
+    ]
+    assert row.bins == ((9, 25),)
+    assert again(state).statistics(registry.slots[1]) == state.statistics(registry.slots[1])
+
+
+def test_what_uses_no_newer_kind_takes_no_more_memory() -> None:
+    """Words of values per unit and words of a cell, as they were: any, sum, max and last; five to a cell."""
+    state = PartitionState(0, Registry([entry(0, spec("one"))]), allowed_lateness_ms=LATENESS_MS)
+    assert state._layout.slots["width"][0] == 1 + 1 + 2 + 3
+    assert len(state.arrays["moments"]) == 4 * 2 * 3 * 5
+    assert kernels.ROW.itemsize == 56
+    unused = spec("one", 1, covariate=COVARIATE)
+    state = PartitionState(0, Registry([entry(0, unused)]), allowed_lateness_ms=LATENESS_MS)
+    assert state._layout.slots["width"][0] == 1 + 1 + 2 + 3
+    # first + 1, count, max, last, count, two sums; sum; covariate
+    assert kinds_state()._layout.slots["width"][0] == 7 + 1 + 1 + 2 + 3 + 1 + 2 + 1 + 1
 
 
 # Growing ------------------------------------------------------------------------------------------------
@@ -238,18 +440,24 @@ def test_growing_through_snapshots_changes_nothing() -> None:
 @pytest.fixture(scope="module")
 def held() -> PartitionState:
     """A state with something in every array: open windows, waiting rewards, crossovers, segments, two epochs."""
-    registry = Registry([entry(0, spec("one"), epochs=2), entry(1, spec("two")), entry(2, spec("two", 2))])
+    design = spec("one", 1, *KINDS, covariate=COVARIATE)
+    registry = Registry([entry(0, design, epochs=2), entry(1, spec("two")), entry(2, spec("two", 2))])
     state = PartitionState(3, registry, allowed_lateness_ms=LATENESS_MS)
     seen = [
-        exposure_of(n, weight_epoch=n % 2, segments={"device": ["ios", "tv"][n % 3 % 2]}) for n in range(60)
+        exposure_of(n, weight_epoch=n % 2, segments={"device": ["ios", "tv"][n % 3 % 2]}, covariate=n % 9)
+        for n in range(60)
     ]
     seen += [exposure_of(n, "two") for n in range(20)] + [{**exposure_of(4, arm="b"), "id": "crossed"}]
     seen += [{**exposure_of(n), "time": T + 1_200, "id": f"again{n}"} for n in range(5)]
     expose(state, 0, seen)
     reward(state, 0, [reward_of(n, 1.5) for n in range(70)])
-    waiting = [reward_of(n, 2.0, metric) for n in range(100, 109) for metric in ("order", "one-click")]
+    reward(state, 70, [reward_of(n, n * 1.5, "wait") for n in range(50)])
+    reward(state, 120, [reward_of(n, 1.0, "error") for n in range(50)])
+    waiting = [
+        reward_of(n, 2.0, metric) for n in range(100, 109) for metric in ("order", "one-click", "wait")
+    ]
     waiting += [{**reward_of(n, 3.0), "experiment": "one"} for n in range(109, 115)]
-    reward(state, 70, [{**event, "time": T + 1_100} for event in waiting])
+    reward(state, 170, [{**event, "time": T + 1_100} for event in waiting])
     state.behind[REWARDS] = [7, 9]
     return state
 
@@ -283,6 +491,8 @@ def test_a_snapshot_holds_everything_the_fold_needs(held: PartitionState) -> Non
     wanted = go_on(again(held))
     assert go_on(again(again(held))) == wanted != canonical(held)
     assert held.outcomes(REWARDS).waiting > 0
+    found = go_on(again(held))["one", 1]
+    assert all(f'"{table}":[[' in found.decode() for table in ("moments", "products", "events", "histograms"))
     assert held.statistics(held.registry.slots[0]).crossover_units == 1
 
 
@@ -339,7 +549,7 @@ def test_another_schema_refuses_to_start(held: PartitionState, monkeypatch: pyte
     monkeypatch.setattr("stream_xp.engine.snapshot.SCHEMA", 99)
     other = encode_snapshot(held)
     monkeypatch.undo()
-    with pytest.raises(ConfigError, match="schema 99, this version reads schema 1"):
+    with pytest.raises(ConfigError, match="schema 99, this version reads schema 2: go back to the version"):
         decode_snapshot(other, Registry(), allowed_lateness_ms=LATENESS_MS)
 
 

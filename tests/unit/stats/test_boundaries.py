@@ -53,13 +53,12 @@ def beta_binomial_by_definition(k, n, p, concentration, side):
     a, b = concentration * p, concentration * (1 - p)
     with mpmath.workdps(40):
         k, n, p, a, b = (mpmath.mpf(i) for i in (k, n, p, a, b))
-        low, high = {"both": (0, 1), "above": (p, 1), "below": (0, p)}[side]
-        top = mpmath.betainc(a + k, b + n - k, low, high)
-        return float(
-            mpmath.log(top / mpmath.betainc(a, b, low, high))
-            - k * mpmath.log(p)
-            - (n - k) * mpmath.log(1 - p)
-        )
+        rest = k * mpmath.log(p) + (n - k) * mpmath.log(1 - p)
+        if side == "above":  # mirrored, as the integral up to 1 - p does not cancel
+            k, p, a, b = n - k, 1 - p, b, a
+        high = 1 if side == "both" else p
+        top, bottom = beta_below(a + k, b + n - k, high), beta_below(a, b, high)
+        return float(mpmath.log(top / bottom) - rest)
 
 
 # Values of the reference tests of the confseq package (0.0.11), from its R prototype: v = v_opt = 100, alpha = 0.05.

@@ -368,7 +368,7 @@ SAMPLE = Sample.from_values([1.0, 2.0, 3.0])
         (lambda: Sample.from_bins([0.0, 1.0], [-1]), "counts must not be negative"),
         (lambda: Sample.from_bins([0.0, 1.0], [0.5]), "counts must be integers"),
         (lambda: Sample.from_bins([0.0, 1.0, 2.0], [2**52, 2**52]), r"counts must sum to less than 2\*\*53"),
-        (lambda: quantile_concentration(0, 0.05), "v_opt|n_star"),
+        (lambda: quantile_concentration(0, 0.05), "n_star must be greater than 0"),
         (lambda: quantile_concentration(10, 0.6, side="above"), "alpha must lie strictly between 0 and 0.5"),
         (lambda: quantile_concentration(10, 0.05, side="left"), "side must be"),
         (lambda: quantile(SAMPLE, 1.0, alpha=0.05, concentration=1), "q must lie strictly"),
