@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -22,12 +22,24 @@ from stream_xp.engine.design import Margin, Plan, Test
 
 BAND_FROM = 100
 """Values of an arm from which the band around its distribution function holds."""
+COMBINATION: Final = "product"
+"""Of the two arms' e-values: half the sample of their average where both arms have many values."""
 CONTRADICTION = "the weight epochs contradict each other"
 
 
 def quantile_findings(batch: Sequence[Comparison]) -> list[Finding]:
     """Findings of latencies."""
     return [_finding(comparison) for comparison in batch]
+
+
+def epoch_share(epoch: int) -> float:
+    """The share of every level that a weight epoch has; all there may ever be sum to 1."""
+    return 1.0 / ((epoch + 1) * (epoch + 2))
+
+
+def arm_concentration(pair_sample: float, test: Test, side: stats.Sides) -> float:
+    """Tuning of a quantile's mixture, for an arm of half the pair, whatever the weights become."""
+    return stats.quantile_concentration(pair_sample / 2, test.alpha / 2, side=side)
 
 
 class _Pair(NamedTuple):
@@ -73,7 +85,7 @@ def _finding(comparison: Comparison) -> Finding:
 
 def _pair(stratum: Stratum, plan: Plan) -> _Pair:
     control, arm = (_sample([row], plan) for row in (stratum.control, stratum.arm))
-    return _Pair(control, arm, 1.0 / ((stratum.epoch + 1) * (stratum.epoch + 2)))
+    return _Pair(control, arm, epoch_share(stratum.epoch))
 
 
 def _sample(rows: Sequence[MetricHistogram], plan: Plan) -> stats.Sample:
@@ -127,15 +139,14 @@ def _test(
 ) -> tuple[stats.QuantileSequence, Floats]:
     quantiles = np.array(plan.metric.tested_quantiles)
     alpha = test.alpha * pair.share
-    # Tuned for an arm of half the pair, whatever the weights become: the constants of a design are frozen.
-    concentration = stats.quantile_concentration(plan.pair_sample / 2, test.alpha / 2, side=side)
+    concentration = arm_concentration(plan.pair_sample, test, side)
     sequence = stats.quantile_difference(
         pair.control,
         pair.arm,
         quantiles,
         alpha=alpha,
         concentration=concentration,
-        combination="product",
+        combination=COMBINATION,
         relative=margin.relative,
         side=side,
     )
@@ -145,7 +156,7 @@ def _test(
         quantiles,
         margin=margin.value,
         concentration=concentration,
-        combination="product",
+        combination=COMBINATION,
         relative=margin.relative,
         side=side,
     )

@@ -24,14 +24,13 @@ from stream_xp.stats._roots import beyond, crossing, end
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_NODES, _WEIGHTS = (0.5 * values for values in np.polynomial.legendre.leggauss(36))
+_NODES, _WEIGHTS = (0.5 * values.reshape(6, 6) for values in np.polynomial.legendre.leggauss(36))
 _NODES = _NODES + 0.5
 _CUT = 32.0  # an integral ends where its integrand has fallen to exp(-32) of the peak
 _SLACK = 4.0  # and no later than where it has fallen to exp(-36)
 _STEPS = 200
 _SMALLEST_SHARE = 1e-300
 _LARGEST_EXPONENT = 700.0
-_BLOCK_ELEMENTS = 250_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +103,8 @@ class Mixture:
 
 def labels(hits: FloatArray, totals: FloatArray, shares: FloatArray) -> Labels:
     """Return the labels; epochs in which a tilt changes nothing (shares of 0 or 1) lose their counts."""
-    hits, totals, shares = np.broadcast_arrays(hits, totals, shares)
+    # One layout of memory for all, because the order in which the epochs are added depends on it.
+    hits, totals, shares = (np.ascontiguousarray(a) for a in np.broadcast_arrays(hits, totals, shares))
     open_ = (shares > 0) & (shares < 1)
     if not open_.all():
         hits, totals, shares = hits * open_, totals * open_, np.where(open_, shares, 0.5)
@@ -227,14 +227,12 @@ def _log_area(at_mode: Labels, mode: FloatArray, *, precision: float, floor: Flo
     right = _edge(height, slope, 1.0 / np.maximum(curved, -tilted))
     left = _edge(height, slope, -1.0 / np.maximum(curved, tilted), known=floor)
     span, area = right - left, np.zeros(mode.shape)
-    for block in np.array_split(
-        np.arange(len(_NODES)), 1 + len(_NODES) * at_mode.hits.size // _BLOCK_ELEMENTS
-    ):
-        u = left[..., np.newaxis] + span[..., np.newaxis] * _NODES[block]
+    for nodes, weights in zip(_NODES, _WEIGHTS, strict=True):
+        u = left[..., np.newaxis] + span[..., np.newaxis] * nodes
         heights = at_mode.log_likelihoods(u) - precision * u * (mode[..., np.newaxis] + 0.5 * u)
-        # No height is above the mode's, which is 0. Summed row by row: a matrix product rounds by the number of its
-        # rows, and what is found of one experiment must not depend on the others.
-        area = area + (np.exp(heights) * _WEIGHTS[block]).sum(axis=-1)
+        # No height is above the mode's, which is 0. Summed row by row, in groups of a fixed size: a matrix product
+        # rounds by the number of its rows, and what is found of one experiment must not depend on the others.
+        area = area + (np.exp(heights) * weights).sum(axis=-1)
     return np.asarray(np.log(area * span))
 
 

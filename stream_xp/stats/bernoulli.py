@@ -18,7 +18,7 @@ and e_0(x), and their product are e-processes (each unit multiplies one of them 
 without a failure in each arm prove "no worse than 1 % more failures".
 
 Source: Howard, Ramdas, McAuliffe and Sekhon (2021), Annals of Statistics 49(2), 1055-1080, beta-binomial
-mixture (proposition 7) with its tuning; the pair is the intersection of two such tests, minimised over the
+mixture (propositions 7 and 8) with its tuning; the pair is the intersection of two such tests, minimised over the
 nuisance rate.
 """
 
@@ -148,7 +148,7 @@ def bernoulli_log_e(
         ValueError: an argument breaks a rule above.
 
     Source:
-        Howard et al. (2021), proposition 7 (two-sided beta-binomial mixture) and its one-sided form.
+        Howard et al. (2021), propositions 7 (two-sided) and 8 (one-sided), with g = m and h = 1 - m.
 
     """
     units, s, m = _together("mean", *_units(n, successes), level("mean", mean))
@@ -177,7 +177,7 @@ def bernoulli_bounds(
         ValueError: an argument breaks a rule above.
 
     Source:
-        Howard et al. (2021), proposition 7, inverted in the log odds of the mean.
+        Howard et al. (2021), propositions 7 and 8, inverted in the log odds of the mean.
 
     """
     units, s = _units(n, successes)
@@ -411,8 +411,10 @@ def _upper_process(
     one = np.where(s == n, -s * np.log(m), -np.inf)
     top = np.maximum(logs.max(axis=0), one)
     parts, part = np.exp(logs - top), np.exp(one - top)
-    total = parts.sum(axis=0) + part
-    return top + np.log(total) + _LOG_TILT_WEIGHT, ((parts * slopes).sum(axis=0) - part * s / m) / total
+    # Added one by one: numpy's own sum would round a block of one pair differently from a longer one.
+    total: FloatArray = sum(parts, part)
+    slope: FloatArray = sum(parts * slopes, -part * s / m)
+    return top + np.log(total) + _LOG_TILT_WEIGHT, slope / total
 
 
 def _plain(value: FloatArray) -> FloatArray | float:
