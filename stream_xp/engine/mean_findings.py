@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -23,7 +24,7 @@ def mean_findings(batch: Sequence[Comparison]) -> list[Finding]:
     means = _means(batch, method)
     exact = _Exact(batch) if method is Method.EXACT_THEN_ASYMPTOTIC else None
     effects = _effects(batch, means, exact)
-    lifts = _lifts(batch, means)
+    lifts = _lifts(batch, means, exact_share=0.0 if exact is None else stats.EXACT_SHARE)
     guards = [at for at, comparison in enumerate(batch) if comparison.guards]
     harms = _one_sided(batch, means, exact, guards, safety=False)
     safeties = _one_sided(batch, means, exact, guards, safety=True)
@@ -153,10 +154,13 @@ def _intrinsic(means: MeansArrays, rho2: Floats) -> Floats:
     return np.maximum(means.n, 1.0) * rho2
 
 
-def _lifts(batch: Sequence[Comparison], means: MeansArrays) -> list[Evidence | None]:
+def _lifts(batch: Sequence[Comparison], means: MeansArrays, *, exact_share: float) -> list[Evidence | None]:
+    """Lifts by the asymptotic part alone, at its share of alpha: a lift that leaves 0 out is a proven effect."""
     alpha, rho2, thresholds = _levels([comparison.effect for comparison in batch])
-    found = arrays.relative_lift_arrays(means, alpha=alpha, rho2=rho2)
-    shown = evidence(found.estimate, (found.lower, found.upper), found.log_e, thresholds)
+    share = 1.0 - exact_share
+    found = arrays.relative_lift_arrays(means, alpha=share * alpha, rho2=rho2)
+    log_e = found.log_e + math.log(share)
+    shown = evidence(found.estimate, (found.lower, found.upper), log_e, thresholds)
     return _unless(found.reason != 0, shown)
 
 
@@ -286,9 +290,8 @@ class _Exact:
             return self._label_log_e(rows, side)
         if margin.relative:
             null = float(np.log1p(margin.value))
-            found = stats.success_ratio(successes, weights, alpha=0.5, null=null, side=side)
-            assert isinstance(found, stats.LogRatio)  # noqa: S101 (many looks are never undetermined as a whole)
-            return np.asarray(found.log_e)
+            log_e = stats.success_ratio_log_e(successes, weights, null=null, side=side)
+            return log_e - stats.assignment_deviance(units, weights)
         if units.shape[1] > 1 or abs(margin.value) > 1:  # no two rates are further apart
             return np.full(len(rows), -np.inf)
         return np.asarray(

@@ -3,7 +3,12 @@
 from stream_xp.stats.adjusted_difference import ancova_arrays, cuped_arrays
 from stream_xp.stats.assignment import assignment_deviance
 from stream_xp.stats.bernoulli import bernoulli_pair_log_e
-from stream_xp.stats.conversion_difference import Sides, conversion_log_e, success_ratio
+from stream_xp.stats.conversion_difference import (
+    Sides,
+    conversion_log_e,
+    success_ratio,
+    success_ratio_log_e,
+)
 from stream_xp.stats.cross_moments import CrossMoments
 from stream_xp.stats.distribution import DistributionDifference, distribution_difference
 from stream_xp.stats.early_evidence import EXACT_SHARE, early_one_sided, early_two_sided
@@ -105,6 +110,7 @@ __all__ = [
     "sample_ratio_dirichlet",
     "sample_ratio_log_e",
     "success_ratio",
+    "success_ratio_log_e",
     "summarise",
     "tuned_rho2",
 ]

@@ -1,4 +1,4 @@
-r"""Hedged betting: the tightest confidence sequence here for the mean of bounded values.
+r"""Hedged betting: a confidence sequence for the mean of bounded values, narrow where they vary little.
 
 Two gamblers start with 1 each. Before value x_t of [0, 1] is seen, both fix a bet b_t from the past; against
 the mean m the one multiplies its capital by 1 + min(b_t, 1/(2m)) (x_t - m), the other by

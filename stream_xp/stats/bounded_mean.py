@@ -5,7 +5,7 @@ construction          order of the values      width
 ====================  =======================  ================================================
 hoeffding             does not matter          that of the largest possible variance
 empirical_bernstein   per partition            adapts to the variance, mergeable by addition
-betting               per partition            tightest, cannot be corrected later
+betting               per partition            narrow for small variances; not correctable
 ====================  =======================  ================================================
 
 All three are non-asymptotic for independent or dependent values with the same mean given the past.

@@ -339,6 +339,22 @@ def test_pairs_broadcast():
     assert bernoulli_pair_bound(units, successes, alpha=0.1, side="below").shape == (2,)
 
 
+def test_nothing_depends_on_what_is_computed_with_it():
+    rng = np.random.default_rng(2)
+    n = rng.integers(0, 10**6, (40, 2))
+    s = rng.binomial(n, rng.uniform(0, 0.3, (40, 2)))
+    for side in SIDES:
+        log_e = bernoulli_log_e(n[:, 0], s[:, 0], mean=0.1, prior=TUNED, side=side)
+        ends = np.array(bernoulli_bounds(n[:, 0], s[:, 0], alpha=0.05, prior=TUNED, side=side))
+        for i in range(40):
+            assert log_e[i] == bernoulli_log_e(n[i, 0], s[i, 0], mean=0.1, prior=TUNED, side=side)
+            one = bernoulli_bounds(n[i, 0], s[i, 0], alpha=0.05, prior=TUNED, side=side)
+            assert tuple(ends[:, i]) == one
+    pairs = bernoulli_pair_log_e(n, s, margin=0.01, side="below")
+    for i in range(40):
+        assert pairs[i] == bernoulli_pair_log_e(n[i], s[i], margin=0.01, side="below")
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

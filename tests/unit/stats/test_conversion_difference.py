@@ -328,6 +328,16 @@ def test_pair_weights_condition_on_the_pair():
     assert rows.tolist() == [pytest.approx([0.6, 0.4]), [0.0, 0.0]]
 
 
+def test_nothing_depends_on_what_is_computed_with_it():
+    units, successes = drawn((60, 3))
+    log_e = conversion_log_e(units, successes, weights=RAMP)
+    ratio = success_ratio(successes, RAMP, alpha=0.05, side="above")
+    for i in range(60):
+        assert log_e[i] == float(conversion_log_e(units[i], successes[i], weights=RAMP))
+        one = success_ratio(successes[i], RAMP, alpha=0.05, side="above")
+        assert (one.log_e, one.lower) == (ratio.log_e[i], ratio.lower[i])
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

@@ -170,6 +170,17 @@ def test_the_next_event_keeps_the_mean_of_the_e_value():
         assert after == pytest.approx(now, rel=1e-11)
 
 
+def test_nothing_depends_on_what_is_computed_with_it():
+    counts = np.random.default_rng(4).integers(0, 10**6, (60, 3, 2))
+    table = event_counts_by_epoch(counts, RAMP, alpha=ALPHA)
+    plain = event_counts(counts[:, 0], RAMP[0], alpha=ALPHA)
+    for i in range(60):
+        one = event_counts_by_epoch(counts[i], RAMP, alpha=ALPHA)
+        assert (one.log_e, one.lower, one.upper) == (table.log_e[i], table.lower[i], table.upper[i])
+        one = event_counts(counts[i, 0], RAMP[0], alpha=ALPHA)
+        assert (one.log_e, one.lower, one.upper) == (plain.log_e[i], plain.lower[i], plain.upper[i])
+
+
 @pytest.mark.parametrize("function", ["dirichlet", "tilt"])
 @pytest.mark.parametrize(
     ("changes", "message"),

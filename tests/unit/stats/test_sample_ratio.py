@@ -363,6 +363,17 @@ def test_the_log_odds_of_a_known_tilt():
     assert table.lower[0] == pytest.approx(result.lower, rel=1e-9)
 
 
+@pytest.mark.parametrize("epochs", [1, 3, 12])
+def test_nothing_depends_on_what_is_computed_with_it(epochs):
+    rng = np.random.default_rng(6)
+    weights = rng.dirichlet([3.0, 2.0, 1.0], size=epochs)
+    counts = rng.integers(0, 10**6, (40, epochs, 3))
+    tilt, dirichlet = sample_ratio_log_e(counts, weights), sample_ratio_dirichlet_log_e(counts, weights)
+    for i in range(40):
+        assert tilt[i] == sample_ratio(counts[i], weights).log_e
+        assert dirichlet[i] == sample_ratio_dirichlet(counts[i], weights).log_e
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -392,6 +403,11 @@ def test_the_log_odds_of_a_known_tilt():
             "concentration must be",
         ),
         (lambda: sample_shares([[1, 1]], [[0.5, 0.4]]), "each row must sum to 1"),
+        (
+            lambda: sample_ratio_dirichlet([1, 1], [0.5, 0.5], concentration=1e13),
+            "concentration must lie between",
+        ),
+        (lambda: sample_ratio([[1, 1]], [[0.5, 0.5]], sd=1e-7), "sd must lie between 1e-6 and 100"),
         (lambda: sample_ratio([[1, 2**90]], [[0.5, 0.5]]), r"below 2\*\*53"),
     ],
 )
