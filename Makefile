@@ -40,7 +40,7 @@ demo: $(STAMP) ## Watch an experiment be stopped, on an embedded broker
 # What needs no broker runs on all cores; what talks to a broker runs alone, one after the other. Exit code 5 says that
 # PYTEST_ARGS chose nothing in one of the two, which is an error only where it chose nothing in both.
 test: $(STAMP) ## Run the tests; the last lines say which broker they ran on (PYTEST_ARGS="-k name")
-	@pure=0; $(BIN)/pytest -n auto --dist worksteal -m "not broker" $(PYTEST_ARGS) || pure=$$?; \
+	@pure=0; OPENBLAS_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal -m "not broker" $(PYTEST_ARGS) || pure=$$?; \
 	test $$pure = 0 || test $$pure = 5 || exit $$pure; \
 	broker=0; $(BIN)/pytest -m broker $(PYTEST_ARGS) || broker=$$?; \
 	if [ $$broker = 5 ] && [ $$pure = 0 ]; then exit 0; fi; exit $$broker

@@ -24,6 +24,7 @@ COMMANDS: Final = {
         "stream_xp.cli.validate:validate",
         "Check experiment files; name every fault with its line.",
     ),
+    "plan": ("stream_xp.cli.plan:plan", "Show what an experiment can find, and when it will."),
     "apply": ("stream_xp.cli.apply:apply", "Publish an experiment file, or archive an experiment."),
     "produce": ("stream_xp.cli.produce:produce", "Send exposures and rewards from a file or standard input."),
     "status": ("stream_xp.cli.status:status", "Show the newest evidence of each experiment."),
@@ -33,7 +34,9 @@ COMMANDS: Final = {
         "stream_xp.cli.oracle:oracle",
         "Compute the statistics again from the raw topics and compare.",
     ),
+    "infer": ("stream_xp.cli.infer:infer", "Compute any method on numbers of your own, a line of JSON each."),
     "bench": ("stream_xp.cli.bench:bench", "Measure the engine on this machine."),
+    "calibrate": ("stream_xp.cli.calibrate:calibrate", "Measure the error rate of every method."),
 }
 
 

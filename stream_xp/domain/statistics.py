@@ -15,7 +15,7 @@ ALL = ""
 """The segment that holds every unit."""
 
 
-class ArmUnits(msgspec.Struct, frozen=True, array_like=True):
+class ArmUnits(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Units exposed to an arm in a weight epoch and segment, crossovers taken out."""
 
     arm: str
@@ -24,7 +24,7 @@ class ArmUnits(msgspec.Struct, frozen=True, array_like=True):
     units: int
 
 
-class MetricMoments(msgspec.Struct, frozen=True, array_like=True):
+class MetricMoments(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Count, sum and sum of squares of the quantised values of mature units.
 
     `s` and `q` are decimal strings, because they may exceed what a JSON number holds.
@@ -39,7 +39,7 @@ class MetricMoments(msgspec.Struct, frozen=True, array_like=True):
     q: str
 
 
-class MetricProducts(msgspec.Struct, frozen=True, array_like=True):
+class MetricProducts(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Sums over the units of the moments row of the same key, with a second value `x` of each unit beside its `y`.
 
     Of a ratio, `x` is the denominator and `y` the numerator; of an adjusted metric, `x` is the covariate. The
@@ -55,7 +55,7 @@ class MetricProducts(msgspec.Struct, frozen=True, array_like=True):
     xy: str
 
 
-class MetricEvents(msgspec.Struct, frozen=True, array_like=True):
+class MetricEvents(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Units with at least one event in their window, and all these events: a count that folds by first."""
 
     metric: str
@@ -66,7 +66,7 @@ class MetricEvents(msgspec.Struct, frozen=True, array_like=True):
     events: int
 
 
-class MetricHistogram(msgspec.Struct, frozen=True, array_like=True):
+class MetricHistogram(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Units of a latency per bin of their quantised value: (bin, units), ascending, empty bins left out."""
 
     metric: str

@@ -14,7 +14,7 @@ from scipy.special import ndtri
 from stream_xp.domain.decision import Method
 from stream_xp.domain.experiment import _FOLDS, Adjustment, Metric, MetricKind
 from stream_xp.engine.design import method_of
-from stream_xp.engine.quantile_findings import BAND_FROM
+from stream_xp.engine.quantile_findings import BAND_FROM, COMBINATION
 from stream_xp.stats import (
     EXACT_SHARE,
     Sample,
@@ -279,8 +279,8 @@ def test_latencies():
     one = quantile(arms[0], q, alpha=ALPHA, concentration=quantile_concentration(n, ALPHA))
     widths = [(one.upper - one.lower) / 2 / fixed]
     for alpha in (ALPHA, ALPHA / 2):
-        concentration = quantile_concentration(n, alpha / 2)
-        two = quantile_difference(*arms, q, alpha=alpha, concentration=concentration)
+        concentration = quantile_concentration(n, ALPHA / 2)
+        two = quantile_difference(*arms, q, alpha=alpha, concentration=concentration, combination=COMBINATION)
         widths.append((two.upper - two.lower) / 2 / (math.sqrt(2) * fixed))
     says(f"10,000 values and planned for that many, {widths[0]:.2f} times the fixed interval")
     says(
