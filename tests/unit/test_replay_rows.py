@@ -104,7 +104,11 @@ def test_faults_name_file_line_and_column(tmp_path: Path, text: str, message: st
 
 @pytest.mark.parametrize(
     ("name", "raw"),
-    [("log.csv.gz", b"no gzip"), ("log.csv.gz", gzip.compress(b"a" * 99, mtime=0)[:20]), ("log.csv", b"\xff\xfe,")],
+    [
+        ("log.csv.gz", b"no gzip"),
+        ("log.csv.gz", gzip.compress(b"a" * 99, mtime=0)[:20]),
+        ("log.csv", b"\xff\xfe,"),
+    ],
 )
 def test_files_that_are_no_text_or_no_gzip(tmp_path: Path, name: str, raw: bytes) -> None:
     path = tmp_path / name
