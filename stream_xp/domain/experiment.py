@@ -36,7 +36,7 @@ MAX_STEPS = 2**40
 MAX_HISTOGRAM_CELLS = 2**17
 """Histogram bins of one weight epoch, all arms and segments: filled to the last, they still fit one record."""
 
-METHODS = 2
+METHODS = 3
 """Version of the table that chooses methods and of all their constants; part of every design hash.
 
 It rises whenever a released method, a constant of one, or the choice changes: an experiment that began under the

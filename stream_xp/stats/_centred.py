@@ -66,10 +66,18 @@ class Centred:
 
     def residual(self, part: int, slope: FloatArray) -> FloatArray:
         """Sum of squared deviations of y - slope * x within epochs, (...); exactly 0 where only rounding is left."""
-        xx, yy, xy = self.totals(part)
-        explained = slope * slope * xx
-        squares = yy + explained - 2.0 * slope * xy
-        return np.where(squares > _ROUNDING * (yy + explained), squares, 0.0)
+        return _residual(*self.totals(part), slope)
+
+    def spreads(self, slopes: Sequence[FloatArray]) -> list[FloatArray]:
+        """`residual` of every part with its own slope, but for each epoch by itself, each (..., E)."""
+        parts = zip(self.xx, self.yy, self.xy, slopes, strict=True)
+        return [_residual(xx, yy, xy, slope[..., np.newaxis]) for xx, yy, xy, slope in parts]
+
+
+def _residual(xx: FloatArray, yy: FloatArray, xy: FloatArray, slope: FloatArray) -> FloatArray:
+    explained = slope * slope * xx
+    squares = yy + explained - 2.0 * slope * xy
+    return np.where(squares > _ROUNDING * (yy + explained), squares, 0.0)
 
 
 def centred_of_arrays(

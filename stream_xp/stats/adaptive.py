@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, overload
 import numpy as np
 
 from stream_xp.stats._checks import FloatArray, finite, level, not_negative, positive, step
+from stream_xp.stats.batch import ArmSummary, MeansArrays, means_of_summaries
 from stream_xp.stats.mean_difference import (
     GUARD_UNITS,
     MIN_UNITS_PER_ARM,
@@ -276,7 +277,12 @@ def aipw_estimate(
 
 
 def stratified(
-    counts: ArrayLike, means: ArrayLike, variances: ArrayLike, *, guard: bool = True
+    counts: ArrayLike,
+    means: ArrayLike,
+    variances: ArrayLike,
+    *,
+    guard: bool = True,
+    constant_spread: bool = False,
 ) -> ArmMeans | Undetermined:
     """`summarise` for statistics that come as floats: one row per weight epoch, control first.
 
@@ -287,6 +293,7 @@ def stratified(
         means: (E, 2) means in metric units; not read where an arm is empty.
         variances: (E, 2) sample variances (divisor n - 1), >= 0; not read where an arm has fewer than 2 units.
         guard: whether to guard the variances; off only to show what the guard does.
+        constant_spread: whether an arm's variance is taken to be the same in every epoch; errs where it is not.
 
     Returns:
         The means for `mean_difference`, `relative_lift` and `one_sided_test`, or Undetermined as in `summarise`.
@@ -302,14 +309,7 @@ def stratified(
     n, m, v = _epochs(counts, means, variances)
     if n.ndim != 2:
         raise ValueError(f"counts must have the shape (E, 2), got {n.shape}")
-    arm_means, arm_variances, total, enough = _post_stratified(n, m, v, guard=guard)
-    if not enough:
-        return Undetermined(TOO_FEW_UNITS)
-    if arm_variances.sum() == 0:
-        return Undetermined(NO_VARIANCE)
-    return ArmMeans(
-        float(arm_means[0]), float(arm_means[1]), float(arm_variances[0]), float(arm_variances[1]), int(total)
-    )
+    return _post_stratified(n, m, v, guard=guard, constant_spread=constant_spread).at()
 
 
 def stratified_effect(
@@ -320,6 +320,7 @@ def stratified_effect(
     alpha: ArrayLike,
     rho2: ArrayLike,
     guard: bool = True,
+    constant_spread: bool = False,
 ) -> EvidenceArrays:
     """Two-sided evidence about many stratified differences at once.
 
@@ -330,6 +331,7 @@ def stratified_effect(
         alpha: two-sided error level, in (0, 1), broadcast against the leading axes.
         rho2: tuning constant per unit, > 0, broadcast against the leading axes.
         guard: whether to guard the variances; off only to show what the guard does.
+        constant_spread: as in `stratified`.
 
     Returns:
         Evidence of the leading shape; undetermined as in `summarise`.
@@ -342,14 +344,11 @@ def stratified_effect(
 
     """
     n, m, v = _epochs(counts, means, variances)
-    arm_means, arm_variances, total, enough = _post_stratified(n, m, v, guard=guard)
-    variance = arm_variances.sum(axis=-1)
-    determined = enough & (variance > 0)
-    se, k = (
-        np.sqrt(np.where(determined, variance, 1.0)),
-        np.where(determined, total, 1.0) * positive("rho2", rho2),
-    )
-    estimate = np.where(determined, arm_means[..., 1] - arm_means[..., 0], 0.0)
+    found = _post_stratified(n, m, v, guard=guard, constant_spread=constant_spread)
+    determined = ~found.undetermined
+    variance = np.where(determined, found.control_variance + found.treatment_variance, 1.0)
+    se, k = np.sqrt(variance), np.where(determined, found.n, 1.0) * positive("rho2", rho2)
+    estimate = np.where(determined, found.treatment_mean - found.control_mean, 0.0)
     half, log_e = (
         se * radius_multiplier_two_sided(k, level("alpha", alpha)),
         log_e_two_sided(estimate / se, k),
@@ -618,28 +617,12 @@ def _moderate(name: str, value: FloatArray) -> FloatArray:
 
 
 def _post_stratified(
-    n: FloatArray, m: FloatArray, v: FloatArray, *, guard: bool
-) -> tuple[FloatArray, FloatArray, FloatArray, NDArray[np.bool_]]:
-    # (means (..., 2), their variances (..., 2), units (...), whether there are enough (...)).
-    used = (n > 0).all(axis=-1, keepdims=True)
-    n = np.where(used, n, 0.0)
-    size = n.sum(axis=-1, keepdims=True)
-    total, epochs = size.sum(axis=-2), used.sum(axis=-2)
-    squares = np.where(used, np.maximum(n - 1.0, 0.0) * v, 0.0)
-    degrees = n.sum(axis=-2) - epochs
-    own = squares.sum(axis=-2) / np.maximum(degrees, 1.0)
-    if guard:
-        apart = (m[..., 1:] - m[..., :1]) ** 2 * n[..., :1] * (n[..., 1:] / np.maximum(size, 1.0))
-        within = (squares.sum(axis=-1, keepdims=True) + apart).sum(axis=-2)
-        own = guarded_variance(
-            own, within / np.maximum(total - epochs, 1.0), degrees=np.maximum(degrees, 0.0)
-        )
-    weights = size / np.maximum(total, 1.0)[..., np.newaxis]
-    means = np.where(used, weights * m, 0.0).sum(axis=-2)
-    variances = own * np.where(used, weights * weights / np.maximum(n, 1.0), 0.0).sum(axis=-2)
-    spent = np.where(epochs == 1, 0, epochs)
-    enough = (n.sum(axis=-2) - spent).min(axis=-1) >= MIN_UNITS_PER_ARM
-    return means, variances, total[..., 0], enough
+    n: FloatArray, m: FloatArray, v: FloatArray, *, guard: bool, constant_spread: bool
+) -> MeansArrays:
+    control, treatment = (ArmSummary(n[..., arm], m[..., arm], v[..., arm]) for arm in (0, 1))
+    return means_of_summaries(
+        control, treatment, guard=guard, stratified=True, constant_spread=constant_spread
+    )
 
 
 def _where_determined(

@@ -311,6 +311,7 @@ def _cuped(sums: Centred, *, guard: bool) -> MeansArrays:
         return stratified_means(
             _shifted(sums, [slope, slope]),
             variances,
+            spreads=sums.spreads([slope, slope, slope]),
             degrees=degrees,
             guard=guard,
             loadings=[slope * error, slope * error],
@@ -330,6 +331,7 @@ def _ancova(sums: Centred, *, guard: bool) -> MeansArrays:
         return stratified_means(
             _shifted(sums, slopes[:2]),
             variances,
+            spreads=sums.spreads(slopes),
             degrees=degrees,
             guard=guard,
             loadings=[slope * error for slope in slopes[:2]],

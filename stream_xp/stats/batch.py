@@ -27,6 +27,7 @@ from stream_xp.stats._exact_quotients import (
     spread_quotient,
 )
 from stream_xp.stats.mean_difference import (
+    EPOCH_UNITS,
     MIN_UNITS_PER_ARM,
     NO_VARIANCE,
     TOO_FEW_UNITS,
@@ -409,6 +410,7 @@ def stratified_means(
     strata: Strata,
     variances: Sequence[FloatArray],
     *,
+    spreads: Sequence[FloatArray] | None,
     degrees: Sequence[FloatArray],
     guard: bool = True,
     loadings: Sequence[FloatArray] | None = None,
@@ -419,6 +421,9 @@ def stratified_means(
     Args:
         strata: units and means per epoch, (..., E).
         variances: of one unit in control, in treatment, and in both together, within epochs, each (...).
+        spreads: sums of squared deviations in each epoch: of control and of treatment from their own means, and of
+            both together from their common mean, each (..., E); not read where only one epoch is used. None takes
+            the spread of an arm to be the same in every epoch.
         degrees: degrees of freedom of the first two variances, each (...).
         guard: whether to guard the variances (`guarded_variance`).
         loadings: of the two means on an error that they share, each (...); none by default.
@@ -436,17 +441,14 @@ def stratified_means(
     constant = (pooled == 0) | (unit[0] + unit[1] == 0)
     code = np.where((code == 0) & constant, CODES[NO_VARIANCE], code).astype(np.int8)
     known = code == 0
-    shares = [
-        _variance_shares(n, strata.weights, v)
-        for n, v in zip((strata.control_n, strata.treatment_n), unit, strict=True)
-    ]
+    mean_variances = _mean_variances(strata, own=variances[:2], unit=unit, spreads=spreads, guard=guard)
     zero = np.zeros(known.shape)
     shared = [zero, zero] if loadings is None else [np.where(known, h, 0.0) for h in loadings]
     return MeansArrays(
         control_mean=finite("control_mean", sum_over_epochs(strata.weights * strata.control_mean)),
         treatment_mean=finite("treatment_mean", sum_over_epochs(strata.weights * strata.treatment_mean)),
-        control_variance=np.where(known, finite("control_variance", shares[0]), np.inf),
-        treatment_variance=np.where(known, finite("treatment_variance", shares[1]), np.inf),
+        control_variance=np.where(known, finite("control_variance", mean_variances[0]), np.inf),
+        treatment_variance=np.where(known, finite("treatment_variance", mean_variances[1]), np.inf),
         n=strata.total,
         reason=code,
         control_loading=shared[0],
@@ -454,8 +456,42 @@ def stratified_means(
     )
 
 
-def _variance_shares(n: FloatArray, weights: FloatArray, unit: FloatArray) -> FloatArray:
-    return sum_over_epochs(weights * weights * unit[..., np.newaxis] / np.maximum(n, 1.0))
+def _mean_variances(
+    strata: Strata,
+    *,
+    own: Sequence[FloatArray],
+    unit: Sequence[FloatArray],
+    spreads: Sequence[FloatArray] | None,
+    guard: bool,
+) -> list[FloatArray]:
+    # The larger of two: as if the spread were the same in every epoch, and with the spread of each epoch.
+    squared, arms = strata.weights**2, (strata.control_n, strata.treatment_n)
+    level = [
+        sum_over_epochs(squared * v[..., np.newaxis] / np.maximum(n, 1.0))
+        for n, v in zip(arms, unit, strict=True)
+    ]
+    several = strata.epochs > 1
+    if spreads is None or not np.any(several):
+        return level
+    both = spreads[2] / np.maximum(strata.control_n + strata.treatment_n - 1.0, 1.0)
+    by_epoch = [
+        sum_over_epochs(squared * _epoch_variances(n, spread, both, own=v, guard=guard) / np.maximum(n, 1.0))
+        for n, spread, v in zip(arms, spreads[:2], own, strict=True)
+    ]
+    return [np.where(several, np.maximum(*pair), pair[0]) for pair in zip(level, by_epoch, strict=True)]
+
+
+def _epoch_variances(
+    n: FloatArray, spread: FloatArray, both: FloatArray, *, own: FloatArray, guard: bool
+) -> FloatArray:
+    # An arm's variance in each epoch, drawn towards that of both arms times the arm's ratio over all epochs.
+    degrees = np.maximum(n - 1.0, 0.0)
+    total = sum_over_epochs(degrees)
+    base = sum_over_epochs(degrees * both) / np.maximum(total, 1.0)
+    ratio = np.where(base > 0, own / np.where(base > 0, base, 1.0), 1.0)
+    if guard:
+        ratio = guarded_variance(ratio, 1.0, degrees=total)
+    return np.asarray((spread + EPOCH_UNITS * ratio[..., np.newaxis] * both) / (degrees + EPOCH_UNITS))
 
 
 def sum_over_epochs(values: FloatArray) -> FloatArray:
@@ -502,14 +538,19 @@ def summarise_arrays(
     squared, one = _squared(steps), used.sum(axis=-1) == 1
     both = [a + b for a, b in zip(c, t, strict=True)]
     with np.errstate(over="ignore", invalid="ignore"):
-        variances = [_exact_variance(rows, one=one, squared_steps=squared) for rows in (c, t, both)]
+        spreads = [_exact_spreads(rows, one=one) * squared[..., np.newaxis] for rows in (c, t, both)]
         strata = Strata(
             control_n=c[0].astype(np.float64),
             treatment_n=t[0].astype(np.float64),
             control_mean=exact_mean(c[0], c[1]) * steps[..., np.newaxis],
             treatment_mean=exact_mean(t[0], t[1]) * steps[..., np.newaxis],
         )
-    return stratified_means(strata, variances, degrees=strata.degrees, guard=guard)
+        divisors = (*strata.degrees, strata.pooled_degrees)
+        variances = [
+            sum_over_epochs(spread) / np.where(one, 1.0, np.maximum(d, 1.0))
+            for spread, d in zip(spreads, divisors, strict=True)
+        ]
+    return stratified_means(strata, variances, spreads=spreads, degrees=strata.degrees, guard=guard)
 
 
 def exact_mean(n: Integers, s: Integers) -> FloatArray:
@@ -517,20 +558,22 @@ def exact_mean(n: Integers, s: Integers) -> FloatArray:
     return quotient(s, np.maximum(n, 1))
 
 
-def _exact_variance(
-    rows: Sequence[Integers], *, one: NDArray[np.bool_], squared_steps: FloatArray
-) -> FloatArray:
-    # With one epoch its own variance, rounded once, so that one epoch gives the plain two-sample numbers.
+def _exact_spreads(rows: Sequence[Integers], *, one: NDArray[np.bool_]) -> FloatArray:
+    # Sums of squared deviations per epoch, in squared steps. With one epoch its variance instead, rounded once,
+    # so that one epoch gives the plain two-sample numbers.
     n, s, q = rows
     counts = np.maximum(n, 1)
     lowered = np.where(one[..., np.newaxis], np.maximum(counts - 1, 1), 1).astype(n.dtype)
-    squares = spread_quotient(counts, q, s, t=s, lowered=lowered) * squared_steps[..., np.newaxis]
-    degrees = np.asarray(n.sum(axis=-1), dtype=np.float64) - (n > 0).sum(axis=-1)
-    return sum_over_epochs(squares) / np.where(one, 1.0, np.maximum(degrees, 1.0))
+    return spread_quotient(counts, q, s, t=s, lowered=lowered)
 
 
 def means_of_summaries(
-    control: ArmSummary, treatment: ArmSummary, *, guard: bool = True, stratified: bool = False
+    control: ArmSummary,
+    treatment: ArmSummary,
+    *,
+    guard: bool = True,
+    stratified: bool = False,
+    constant_spread: bool = False,
 ) -> MeansArrays:
     """Stratified means of many comparisons from means and variances given as floats.
 
@@ -542,6 +585,7 @@ def means_of_summaries(
         treatment: summary of the treatment arms, broadcast against `control`.
         guard: whether to guard the variances.
         stratified: whether the last axis holds weight epochs; otherwise each element is one epoch.
+        constant_spread: whether an arm's variance is taken to be the same in every epoch; errs where it is not.
 
     Returns:
         The means, of the shape (...).
@@ -566,8 +610,15 @@ def means_of_summaries(
     strata = Strata(*n, *mean)
     degrees = strata.degrees
     variances = [sum_over_epochs(q) / np.maximum(d, 1.0) for q, d in zip(squares, degrees, strict=True)]
-    pooled = sum_over_epochs(squares[0] + squares[1] + between) / strata.pooled_degrees
-    return stratified_means(strata, [*variances, pooled], degrees=degrees, guard=guard)
+    spreads = [*squares, squares[0] + squares[1] + between]
+    pooled = sum_over_epochs(spreads[2]) / strata.pooled_degrees
+    return stratified_means(
+        strata,
+        [*variances, pooled],
+        spreads=None if constant_spread else spreads,
+        degrees=degrees,
+        guard=guard,
+    )
 
 
 def arm_means_of(

@@ -260,9 +260,15 @@ def _ratio_means(sums: Centred, *, guard: bool) -> MeansArrays:
         near = _near_zero(sums, strata, bottoms)
         safe = [np.where(near, 1.0, bottom) for bottom in bottoms]
         ratios = [np.where(near, 0.0, top / bottom) for top, bottom in zip(tops, safe, strict=True)]
-        variances = _residual_variances(sums, [*ratios, _common_ratio(sums)[0]])
-        code = np.where(near, CODES[DENOMINATOR_NEAR_ZERO], 0).astype(np.int8)
-        means = stratified_means(strata, variances, degrees=strata.degrees, guard=guard, reason=code)
+        slopes = [*ratios, _common_ratio(sums)[0]]
+        means = stratified_means(
+            strata,
+            _residual_variances(sums, slopes),
+            spreads=sums.spreads(slopes),
+            degrees=strata.degrees,
+            guard=guard,
+            reason=np.where(near, CODES[DENOMINATOR_NEAR_ZERO], 0).astype(np.int8),
+        )
         return replace(
             means,
             control_mean=finite("control_mean", ratios[0]),
@@ -277,9 +283,14 @@ def _equality_means(sums: Centred, *, guard: bool) -> MeansArrays:
         ratio, undefined = _common_ratio(sums)
         means = [y - ratio[..., np.newaxis] * x for x, y in zip(sums.mean_x, sums.mean_y, strict=True)]
         strata = Strata(*sums.n, *means)
-        variances = _residual_variances(sums, [ratio, ratio, ratio])
-        code = np.where(undefined, CODES[DENOMINATOR_NEAR_ZERO], 0).astype(np.int8)
-        return stratified_means(strata, variances, degrees=strata.degrees, guard=guard, reason=code)
+        return stratified_means(
+            strata,
+            _residual_variances(sums, [ratio, ratio, ratio]),
+            spreads=sums.spreads([ratio, ratio, ratio]),
+            degrees=strata.degrees,
+            guard=guard,
+            reason=np.where(undefined, CODES[DENOMINATOR_NEAR_ZERO], 0).astype(np.int8),
+        )
 
 
 def _residual_variances(sums: Centred, ratios: Sequence[FloatArray]) -> list[FloatArray]:

@@ -222,7 +222,18 @@ def summarised(n, s):
     )
     size = np.where(used, n.sum(axis=-1, keepdims=True), 0)
     mean = (size * s / safe).sum(axis=-2) / total[..., np.newaxis]
-    variance = unit * (size**2 / safe).sum(axis=-2) / total[..., np.newaxis] ** 2
+    level = unit * (size**2 / safe).sum(axis=-2) / total[..., np.newaxis] ** 2
+    pooled_e = np.where(used[..., 0], s.sum(axis=-1) - s.sum(axis=-1) ** 2 / both, 0) / np.maximum(
+        both - 1, 1
+    )
+    free = np.maximum(n - 1, 0)
+    base = (free * pooled_e[..., np.newaxis]).sum(axis=-2) / np.maximum(degrees, 1)
+    ratio = np.where(base > 0, np.maximum(own, 0) / np.where(base > 0, base, 1), 1)
+    ratio = guarded_variance(ratio, 1.0, degrees=np.maximum(degrees, 0))
+    lent = 25 * ratio[..., np.newaxis, :] * pooled_e[..., np.newaxis]
+    unit_e = (np.maximum(s - s * s / safe, 0) + lent) / (free + 25)
+    by_epoch = (size**2 * unit_e / safe).sum(axis=-2) / total[..., np.newaxis] ** 2
+    variance = np.where((epochs > 1)[..., np.newaxis], np.maximum(level, by_epoch), level)
     spent = np.where(epochs == 1, 0, epochs)
     ready = (n.sum(axis=-2).min(axis=-1) - spent >= 25) & (pooled > 1e-15)
     variance = np.where(ready[..., np.newaxis], variance, 1.0)

@@ -102,6 +102,7 @@ class Epochs:
     """Differences within weight epochs, averaged; errs when the sequence leaves out 0."""
 
     guard: bool = True
+    constant_spread: bool = False
     looks: Looks = EVERY_10TH
 
     def __call__(self, drawn: Sample, alpha: float) -> BoolArray:
@@ -115,7 +116,13 @@ class Epochs:
             n, np.float64(drawn.step) * total, np.float64(drawn.step**2) * squares
         )
         evidence = stratified_effect(
-            n, mean, variance, alpha=alpha, rho2=tuned_rho2(PLANNED, alpha), guard=self.guard
+            n,
+            mean,
+            variance,
+            alpha=alpha,
+            rho2=tuned_rho2(PLANNED, alpha),
+            guard=self.guard,
+            constant_spread=self.constant_spread,
         )
         return ever(evidence.log_e >= math.log(1.0 / alpha))
 

@@ -182,6 +182,14 @@ def _drifting_normal(rng: Rng, shape: Shape) -> Drawn:
     return rng.standard_normal(shape) + np.linspace(0.0, 2.0, shape[1]), None
 
 
+def _growing_normal(rng: Rng, shape: Shape) -> Drawn:
+    return rng.standard_normal(shape) * np.linspace(1.0, 5.0, shape[1]), None
+
+
+def _jumping_normal(rng: Rng, shape: Shape) -> Drawn:
+    return rng.standard_normal(shape) * np.where(np.arange(shape[1]) < shape[1] // 2, 1.0, 10.0), None
+
+
 def _beta(rng: Rng, shape: Shape, *, a: float, b: float) -> Drawn:
     return rng.beta(a, b, shape), None
 
@@ -224,6 +232,8 @@ ZERO_INFLATED = Data("95 % zeros", _zero_inflated, step=0.01)
 DRIFTING = Data("Bernoulli drifting .1 to .5", _drifting_bernoulli, binary=True, step=1.0)
 DRIFTING_REVENUE = Data("zero-inflated, drifting", _drifting_revenue, step=0.01)
 DRIFTING_NORMAL = Data("normal drifting by 2 sd", _drifting_normal)
+GROWING_SPREAD = Data("normal, sd rising from 1 to 5", _growing_normal)
+JUMPING_SPREAD = Data("normal, sd 1 then 10", _jumping_normal)
 WITH_COVARIATE = Data("normal, covariate r .7", _normal_with_covariate)
 IDLE_COVARIATE = Data("normal, covariate r 0", _normal_beside_covariate)
 SKEWED_COVARIATE = Data("lognormal, skewed covariate", _lognormal_with_covariate, step=0.01)

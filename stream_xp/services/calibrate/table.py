@@ -23,7 +23,9 @@ from stream_xp.services.calibrate.data import (
     DRIFTING_NORMAL,
     DRIFTING_REVENUE,
     EXPONENTIAL,
+    GROWING_SPREAD,
     IDLE_COVARIATE,
+    JUMPING_SPREAD,
     LOGNORMAL_2,
     LOGNORMAL_15,
     NORMAL,
@@ -76,7 +78,7 @@ from stream_xp.services.calibrate.running import EVERY_10TH, EVERY_25TH, EVERY_U
 from stream_xp.services.calibrate.runs import Msprt, WornOff, intersected, smallest_p
 from stream_xp.services.calibrate.sequential import Declared, Peeked
 from stream_xp.services.calibrate.shares import SharesStudy, chi_square
-from stream_xp.services.calibrate.traps import ClusteredEvents, DelayedConversions, TurnsSparse
+from stream_xp.services.calibrate.traps import ClusteredEvents, DelayedConversions, SpreadsOut, TurnsSparse
 from stream_xp.stats.group_sequential import Spending
 from stream_xp.stats.multiplicity import e_bh, e_holm
 from stream_xp.stats.sample_ratio import sample_ratio_dirichlet_log_e, sample_ratio_log_e
@@ -147,6 +149,16 @@ def _means() -> Iterator[Case]:
     by_epoch = Difference(Means(looks=DENSE_THEN_5TH))
     yield _case("a2", "difference of means, by epoch", DRIFTING, Ramp(), by_epoch, quick=True)
     yield _case("a2", "difference of means, by epoch", DRIFTING_REVENUE, Ramp(), by_epoch)
+    falling = Ramp((0.5, 0.3, 0.1))
+    yield _case("a2", "difference of means, by epoch", GROWING_SPREAD, falling, by_epoch, quick=True)
+    yield _own(
+        "a2",
+        "difference of means, by epoch",
+        "normal, sd rising from 1 to 3 in treatment alone",
+        falling.name,
+        SpreadsOut(falling, by_epoch, ALPHA),
+        looks=DENSE_THEN_5TH,
+    )
     yield from _at_the_margin()
     lifted = [EXPONENTIAL, LOGNORMAL_15, ZERO_INFLATED]
     shares = [Share(0.1), Share(0.5), Share(0.9)]
@@ -202,6 +214,15 @@ def _shortcuts_of_means() -> Iterator[Case]:
         Difference(Means(pooled=True, looks=EVERY_10TH)),
         fails_because="weights and rate move together over time",
         quick=True,
+    )
+    yield _case(
+        "l2",
+        "epochs averaged, one variance for all",
+        JUMPING_SPREAD,
+        Ramp((0.5, 0.05)),
+        Epochs(constant_spread=True),
+        quick=True,
+        fails_because="it does not see that the spread grew after the arm got most of its units",
     )
     yield _case(
         "a3",
@@ -662,10 +683,16 @@ def _adaptive() -> Iterator[Case]:
     )
     epochs = Epochs(looks=EVERY_25TH)
     yield from _grid(
-        "l2", "epochs averaged", data, [Thompson()], epochs, quick={(DRIFTING.name, Thompson().name)}
+        "l2",
+        "epochs averaged",
+        [*data, GROWING_SPREAD],
+        [Thompson()],
+        epochs,
+        quick={(DRIFTING.name, Thompson().name)},
     )
     yield _case("l2", "epochs averaged", DRIFTING, Thompson(0.1), epochs)
     yield _case("l2", "epochs averaged", DRIFTING_REVENUE, Ramp(), Epochs(looks=EVERY_10TH))
+    yield _case("l2", "epochs averaged", JUMPING_SPREAD, Ramp((0.5, 0.05)), Epochs(), quick=True)
     value = ArmValue(EVERY_100TH)
     yield _case("l3", "exact value of an arm", bernoulli(0.3), Thompson(), value, quick=True)
     yield _case("l3", "exact value of an arm", beta(1, 9), Thompson(), value)

@@ -8,7 +8,17 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from stream_xp.services.calibrate.case import Outcome, ever
-from stream_xp.services.calibrate.data import EXPONENTIAL, BoolArray, IntArray, Rng, Sample, Share, sample
+from stream_xp.services.calibrate.data import (
+    EXPONENTIAL,
+    NORMAL,
+    BoolArray,
+    Design,
+    IntArray,
+    Rng,
+    Sample,
+    Share,
+    sample,
+)
 from stream_xp.services.calibrate.running import Looks
 
 # Counts and successes of control and treatment, (2, paths, looks), to whether the test rejects.
@@ -95,6 +105,30 @@ def _first_of_each(who: IntArray) -> BoolArray:
     for path, units in enumerate(who):
         first[path, np.unique(units, return_index=True)[1]] = True
     return first
+
+
+@dataclass(frozen=True, slots=True)
+class SpreadsOut:
+    """Normal outcomes without an effect on the mean, whose spread grows with time in treatment alone.
+
+    Attributes:
+        design: how units get their arms.
+        errs: the method, on the sample and its level.
+        alpha: error level.
+        last_sd: standard deviation of a treated unit at the end; 1 at the start, and 1 in control.
+
+    """
+
+    design: Design
+    errs: Callable[[Sample, float], BoolArray]
+    alpha: float
+    last_sd: float = 3.0
+
+    def __call__(self, rng: Rng, paths: int, n: int) -> Outcome:
+        """Simulate."""
+        drawn = sample(rng, NORMAL, self.design, paths=paths, n=n)
+        wide = drawn.y * np.linspace(1.0, self.last_sd, n)
+        return Outcome(self.errs(replace(drawn, y=np.where(drawn.arms.treated, wide, drawn.y)), self.alpha))
 
 
 @dataclass(frozen=True, slots=True)

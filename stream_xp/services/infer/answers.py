@@ -387,6 +387,7 @@ def _adaptive(asked: q.Adaptive) -> Answer:
         [[arm.mean or 0.0 for arm in row] for row in rows],
         [[arm.variance or 0.0 for arm in row] for row in rows],
         guard=asked.guard,
+        constant_spread=asked.constant_spread,
     )
     return _difference(asked, means)
 

@@ -435,6 +435,7 @@ class Adaptive(TunedQuestion, frozen=True, kw_only=True, tag="adaptive"):
     treatment: MeanArm | None = None
     epochs: Annotated[tuple[ArmEpoch, ...], Meta(min_length=1)] | None = None
     guard: bool = True
+    constant_spread: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -16,7 +16,7 @@ from stream_xp.engine.design import plans
 from stream_xp.stats.batch import REASONS
 from stream_xp.stats.conversion_difference import DEFAULT_GRID, RATIO_SD
 from stream_xp.stats.distribution import BAND_FACTOR, LEVELS
-from stream_xp.stats.mean_difference import GUARD_UNITS, MIN_UNITS_PER_ARM
+from stream_xp.stats.mean_difference import EPOCH_UNITS, GUARD_UNITS, MIN_UNITS_PER_ARM
 from stream_xp.stats.ratio_difference import SEPARATION
 from stream_xp.stats.sample_ratio import TILT_SD
 
@@ -88,7 +88,7 @@ def test_a_critical_guardrail_is_harmed_without_a_margin_and_safe_with_one():
 
 CONSTANTS = {
     "exact share": stats.EXACT_SHARE,
-    "guard": (GUARD_UNITS, MIN_UNITS_PER_ARM),
+    "guard": (GUARD_UNITS, MIN_UNITS_PER_ARM, EPOCH_UNITS),
     "label grid": DEFAULT_GRID,
     "ratio sd": RATIO_SD,
     "tilt sd": TILT_SD,
@@ -102,7 +102,7 @@ CONSTANTS = {
 def test_a_changed_constant_asks_for_a_new_version_of_the_methods():
     """Raise `METHODS` with any change here, and write the new digest down."""
     digest = hashlib.sha256(repr(sorted(CONSTANTS.items())).encode()).hexdigest()[:16]
-    assert (experiment.METHODS, digest) == (2, "e6342001e6ff6384")
+    assert (experiment.METHODS, digest) == (3, "0076a5cb57a99919")
 
 
 def test_the_version_of_the_methods_is_part_of_the_design(monkeypatch):

@@ -211,6 +211,23 @@ def test_float_epochs_agree_with_exact_ones(sizes, guard):
         assert getattr(floats, name) == pytest.approx(getattr(exact, name), rel=1e-12)
 
 
+def test_a_constant_spread_gives_one_variance_to_all_epochs():
+    counts, variances = np.array([(500, 500), (950, 50)]), np.array([(100.0, 100.0), (1e4, 1e4)])
+    means = np.array([(3.0, 4.0), (5.0, 5.5)])
+    constant = stratified(counts, means, variances, guard=False, constant_spread=True)
+    by_epoch = stratified(counts, means, variances, guard=False)
+    shares = np.array([0.25 / 500 + 0.25 / 950, 0.25 / 500 + 0.25 / 50])
+    within = ((counts - 1) * variances).sum(axis=0) / (counts.sum(axis=0) - 2)
+    assert constant.control_variance == pytest.approx(within[0] * shares[0], rel=1e-12)
+    assert constant.treatment_variance == pytest.approx(within[1] * shares[1], rel=1e-12)
+    assert by_epoch.treatment_variance > 3 * constant.treatment_variance
+    assert (by_epoch.control_mean, by_epoch.n) == (constant.control_mean, constant.n)
+    levels = {"alpha": ALPHA, "rho2": RHO2, "guard": False}
+    wide = stratified_effect(counts, means, variances, **levels)
+    narrow = stratified_effect(counts, means, variances, constant_spread=True, **levels)
+    assert wide.lower < narrow.lower < narrow.upper < wide.upper
+
+
 @pytest.mark.parametrize("sizes", [[(24, 400)], [(20, 400), (6, 400)], [(0, 5)]])
 def test_too_few_units_per_arm(sizes):
     assert stratified(*floats_of(strata_of(2, sizes), 1.0)) == Undetermined(TOO_FEW_UNITS)

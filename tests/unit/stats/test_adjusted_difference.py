@@ -79,7 +79,11 @@ def within_slope(epochs, arm):
     return (dx @ dy) / (dx @ dx)
 
 
-def expected_means(epochs, *, slopes, spent):
+def squares_of_epochs(epochs, arm, slope):
+    return [(residuals(*columns([arms], arm), slope=slope) ** 2).sum() for arms in epochs]
+
+
+def expected_means(epochs, variance_of_mean, *, slopes, spent):
     """The adjusted means, straight from the units."""
     sizes = np.array([[len(x) for x, _ in arms] for arms in epochs])
     total, parts = sizes.sum(), len(epochs)
@@ -99,7 +103,14 @@ def expected_means(epochs, *, slopes, spent):
             for arms in epochs
         ]
         out[f"{name}_mean"] = weights @ np.array(level)
-        out[f"{name}_variance"] = float(unit) * (weights**2 / sizes[:, arm]).sum()
+        out[f"{name}_variance"] = variance_of_mean(
+            sizes[:, arm],
+            sizes.sum(axis=1),
+            own=squares_of_epochs(epochs, arm, slopes[arm]),
+            both=squares_of_epochs(epochs, None, slopes[2]),
+            unit=float(unit),
+            spent=spent,
+        )
         out[f"{name}_loading"] = slopes[arm] * error
     return out
 
@@ -108,20 +119,20 @@ def expected_means(epochs, *, slopes, spent):
 
 
 @pytest.mark.parametrize("sizes", [[(300, 40)], [(300, 20), (150, 150), (10, 90)]])
-def test_cuped_follows_the_formula(sizes):
+def test_cuped_follows_the_formula(variance_of_mean, sizes):
     epochs = data(1, sizes, slopes=(1.5, 3.0))
     found = cuped(strata_of(epochs), **ONES)
     slope = within_slope(epochs, None)
-    for name, value in expected_means(epochs, slopes=[slope] * 3, spent=0).items():
+    for name, value in expected_means(epochs, variance_of_mean, slopes=[slope] * 3, spent=0).items():
         assert getattr(found, name) == pytest.approx(value, rel=1e-11)
 
 
 @pytest.mark.parametrize("sizes", [[(300, 40)], [(300, 20), (150, 150), (10, 90)]])
-def test_ancova_follows_the_formula(sizes):
+def test_ancova_follows_the_formula(variance_of_mean, sizes):
     epochs = data(2, sizes, slopes=(1.5, 3.0))
     found = ancova(strata_of(epochs), **ONES)
     slopes = [within_slope(epochs, arm) for arm in (0, 1, None)]
-    for name, value in expected_means(epochs, slopes=slopes, spent=1).items():
+    for name, value in expected_means(epochs, variance_of_mean, slopes=slopes, spent=1).items():
         assert getattr(found, name) == pytest.approx(value, rel=1e-11)
 
 

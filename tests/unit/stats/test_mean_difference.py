@@ -91,22 +91,51 @@ def test_one_epoch_is_exactly_the_guarded_two_sample_summary(control, treatment)
     assert means.n == both.n
 
 
-def test_strata_follow_the_formula():
-    strata = strata_of(1, [(300, 20), (150, 150), (10, 90)])
+@pytest.mark.parametrize("growth", [1, 6])
+def test_strata_follow_the_formula(variance_of_mean, growth):
+    rng = np.random.default_rng(1)
+    sizes = [(300, 20), (150, 150), (90, 10)]
+    strata = [
+        stratum(*((rng.standard_normal(n) * 40 * growth**e).round().astype(int).tolist() for n in pair))
+        for e, pair in enumerate(sizes)
+    ]
     means = summarise(strata, scale=0.5)
-    total = sum(e.control.n + e.treatment.n for e in strata)
-    squares = sum(Fraction(b.n * b.q - b.s**2, b.n) for b in (e.control + e.treatment for e in strata))
-    pooled = squares / (total - 3)
+    both = [e.control + e.treatment for e in strata]
+    total = sum(m.n for m in both)
+    pooled = sum(map(squares, both)) / (total - 3)
     for name in ("control", "treatment"):
         arms = [getattr(e, name) for e in strata]
         degrees = sum(m.n - 1 for m in arms)
-        own = sum(Fraction(m.n * m.q - m.s**2, m.n) for m in arms) / degrees
-        unit = max(own, (degrees * own + 200 * pooled) / (degrees + 200))
-        sizes = [e.control.n + e.treatment.n for e in strata]
-        mean = sum(Fraction(size * m.s, m.n) for size, m in zip(sizes, arms, strict=True)) / total
-        variance = unit * sum(Fraction(size**2, m.n) for size, m in zip(sizes, arms, strict=True)) / total**2
-        assert getattr(means, f"{name}_mean") == pytest.approx(float(mean * Fraction(1, 2)), rel=1e-14)
-        assert getattr(means, f"{name}_variance") == pytest.approx(float(variance / 4), rel=1e-14)
+        own = sum(map(squares, arms)) / degrees
+        mean = sum(Fraction(m.n * a.s, a.n) for m, a in zip(both, arms, strict=True)) / total
+        variance = variance_of_mean(
+            [m.n for m in arms],
+            [m.n for m in both],
+            own=[*map(squares, arms)],
+            both=[*map(squares, both)],
+            unit=float(max(own, (degrees * own + 200 * pooled) / (degrees + 200))),
+        )
+        assert getattr(means, f"{name}_mean") == pytest.approx(float(mean * Fraction(1, 2)), rel=1e-12)
+        assert getattr(means, f"{name}_variance") == pytest.approx(variance / 4, rel=1e-12)
+
+
+def squares(moments):
+    return Fraction(moments.n * moments.q - moments.s**2, moments.n)
+
+
+def test_a_spread_that_grows_after_an_arm_got_its_units_is_seen():
+    # Nearly all of treatment's units come early, its few late ones carry most of the variance of its mean.
+    rng = np.random.default_rng(5)
+    sizes, sds = [(500, 500), (950, 50)], (10, 100)
+    strata = [
+        stratum(*((rng.standard_normal(n) * sd).round().astype(int).tolist() for n in pair))
+        for sd, pair in zip(sds, sizes, strict=True)
+    ]
+    means = summarise(strata, scale=1.0)
+    true = sum(0.25 * sd**2 / n for sd, (_, n) in zip(sds, sizes, strict=True))
+    pooled_over_epochs = 0.25 * (500 * 10**2 + 50 * 100**2) / 550 * (1 / 500 + 1 / 50)
+    assert pooled_over_epochs < 0.3 * true
+    assert 0.7 * true < means.treatment_variance < 1.5 * true
 
 
 @settings(deadline=None)

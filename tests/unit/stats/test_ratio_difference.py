@@ -84,10 +84,15 @@ def stratified(epochs, arm, column):
     return float(sizes / sizes.sum() @ np.array([arms[arm][column].mean() for arms in epochs]))
 
 
-def shares(epochs, arm):
-    sizes = np.array([sum(len(d) for d, _ in arms) for arms in epochs])
-    own = np.array([len(arms[arm][0]) for arms in epochs])
-    return float(((sizes / sizes.sum()) ** 2 / own).sum())
+def rows(epochs, ratios, arm):
+    """Arguments of `variance_of_mean` for an arm."""
+    return {
+        "n": [len(arms[arm][0]) for arms in epochs],
+        "sizes": [sum(len(d) for d, _ in arms) for arms in epochs],
+        "own": [spread(*arms[arm], ratios[arm]) for arms in epochs],
+        "both": [spread(*both(arms), ratios[2]) for arms in epochs],
+        "unit": units_of(epochs, ratios)[arm],
+    }
 
 
 # ---- formulas ----------------------------------------------------------------------------------------
@@ -96,17 +101,17 @@ SIZES = pytest.mark.parametrize("sizes", [[(300, 40)], [(300, 20), (150, 150), (
 
 
 @SIZES
-def test_ratios_follow_the_formula(sizes):
+def test_ratios_follow_the_formula(variance_of_mean, sizes):
     epochs = data(1, sizes, ratios=(0.3, 0.35))
     found = ratio_means(strata_of(epochs), **ONES)
     bottoms = [stratified(epochs, arm, 0) for arm in (0, 1)]
     ratios = [stratified(epochs, arm, 1) / bottoms[arm] for arm in (0, 1)]
     columns = [np.concatenate([both(arms)[i] for arms in epochs]) for i in (0, 1)]
-    units = units_of(epochs, [*ratios, columns[1].sum() / columns[0].sum()])
+    ratios.append(columns[1].sum() / columns[0].sum())
     assert found.control_mean == pytest.approx(ratios[0], rel=1e-13)
     assert found.treatment_mean == pytest.approx(ratios[1], rel=1e-13)
     for arm, name in enumerate(("control_variance", "treatment_variance")):
-        expected = units[arm] * shares(epochs, arm) / bottoms[arm] ** 2
+        expected = variance_of_mean(**rows(epochs, ratios, arm)) / bottoms[arm] ** 2
         assert getattr(found, name) == pytest.approx(expected, rel=1e-11)
 
 
@@ -127,17 +132,16 @@ def test_one_epoch_unguarded_is_the_delta_method():
 
 
 @SIZES
-def test_the_equality_test_follows_the_formula(sizes):
+def test_the_equality_test_follows_the_formula(variance_of_mean, sizes):
     epochs = data(3, sizes)
     found = ratio_equality_means(strata_of(epochs), **ONES)
     columns = [np.concatenate([both(arms)[i] for arms in epochs]) for i in (0, 1)]
     r = columns[1].sum() / columns[0].sum()
-    units = units_of(epochs, [r, r, r])
     for arm, name in enumerate(("control", "treatment")):
         mean = stratified(epochs, arm, 1) - r * stratified(epochs, arm, 0)
         assert getattr(found, f"{name}_mean") == pytest.approx(mean, rel=1e-10, abs=1e-12)
         assert getattr(found, f"{name}_variance") == pytest.approx(
-            units[arm] * shares(epochs, arm), rel=1e-11
+            variance_of_mean(**rows(epochs, [r, r, r], arm)), rel=1e-11
         )
 
 
