@@ -37,7 +37,7 @@ class MetricState(StrEnum):
     HARMED = "harmed"
 
 
-class Evidence(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+class Evidence(msgspec.Struct, frozen=True, gc=False):
     """One test at one look; None where a bound does not exist (one-sided, or undetermined).
 
     Attributes:

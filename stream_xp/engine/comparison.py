@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
+from typing import Any, TypeAlias
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -25,7 +27,12 @@ Floats = npt.NDArray[np.float64]
 UNTESTABLE = "cannot be tested"
 
 
-class Stratum(NamedTuple):
+# There is one of these for every result of every look. None can be part of a cycle, because each is frozen and
+# made of what was there before it; so the garbage collector, which would take a third of the time, is told not to
+# look at them.
+
+
+class Stratum(msgspec.Struct, frozen=True, gc=False):
     """One weight epoch of a comparison; a row is None where the arm has none yet.
 
     Attributes:
@@ -44,7 +51,7 @@ class Stratum(NamedTuple):
     arm_products: MetricProducts | None = None
 
 
-class Comparison(NamedTuple):
+class Comparison(msgspec.Struct, frozen=True, gc=False):
     """One metric of one treatment arm against the control, all units or those of one segment."""
 
     plan: Plan
@@ -71,33 +78,47 @@ class Comparison(NamedTuple):
         )
 
 
-class Finding(NamedTuple):
+class Finding(msgspec.Struct, frozen=True, gc=False):
     """What the tests of one comparison say; fields as in `domain.decision.MetricResult`."""
 
+    control_units: int
+    arm_units: int
     control_mean: float | None = None
     arm_mean: float | None = None
     effect: Evidence | None = None
     lift: Evidence | None = None
     harm: Evidence | None = None
     safety: Evidence | None = None
+    note: str | None = None
     quantiles: tuple[QuantileResult, ...] = ()
     distribution: Evidence | None = None
-    note: str | None = None
+
+
+def nothing_found(comparison: Comparison, note: str) -> Finding:
+    """The finding of a comparison that is undetermined, and why."""
+    return Finding(*comparison.units, note=note)
 
 
 Finder = Callable[[Sequence[Comparison]], list[Finding]]
 """Tests comparisons of one method that have equally many strata."""
 
 
-def comparisons(record: ExperimentRecord, statistics: ExperimentStatistics) -> Iterator[Comparison]:
+def comparisons(record: ExperimentRecord, statistics: ExperimentStatistics) -> list[Comparison]:
     """Every comparison of an experiment: each metric and treatment arm, over all units, then in each segment."""
     rows = _Rows(record, statistics)
-    spec = record.spec
+    spec, designed = record.spec, plans(record)
     segments = [f"{name}={value}" for name, known in spec.segments.items() for value in (*known, "other")]
-    for segment in (ALL, *segments):
-        for plan in plans(record):
-            for arm in spec.treatments:
-                yield Comparison(plan, arm.key, segment, rows.strata(plan, arm.key, segment))
+    return [
+        Comparison(plan, arm, segment, strata)
+        for segment in (ALL, *segments)
+        for plan in designed
+        for arm, strata in rows.strata(plan, segment)
+    ]
+
+
+_Table: TypeAlias = dict[tuple[str, str, str, int], Any]
+"""Rows of one kind by metric, segment, arm and epoch."""
+_place = attrgetter("metric", "segment", "arm", "epoch")
 
 
 class _Rows:
@@ -105,45 +126,47 @@ class _Rows:
 
     def __init__(self, record: ExperimentRecord, statistics: ExperimentStatistics) -> None:
         self._control = record.spec.control.key
-        self._shares: dict[str, dict[int, float]] = {
-            arm.key: _shares(record, self._control, arm.key) for arm in record.spec.treatments
-        }
-        self._counted = _by_place(statistics.moments)
-        self._counted.update(_by_place(statistics.events))
-        self._counted.update(_by_place(statistics.histograms))
-        self._products = _by_place(statistics.products)
+        self._shares = {arm.key: _shares(record, self._control, arm.key) for arm in record.spec.treatments}
+        self._moments = _table(statistics.moments)
+        self._events = _table(statistics.events)
+        self._histograms = _table(statistics.histograms)
+        self._products = _table(statistics.products)
+        kinds = (statistics.moments, statistics.events, statistics.histograms)
+        self._epochs = sorted({row.epoch for rows in kinds for row in rows})
 
-    def strata(self, plan: Plan, arm: str, segment: str) -> tuple[Stratum, ...]:
-        key = plan.metric.key
-        control = self._counted.get((key, segment, self._control), _NO_ROWS)
-        treated = self._counted.get((key, segment, arm), _NO_ROWS)
-        epochs = sorted(control if control.keys() == treated.keys() else control.keys() | treated.keys())
-        shares = self._shares[arm]
-        strata = [Stratum(at, shares.get(at), control.get(at), treated.get(at)) for at in epochs]
-        if plan.method in _READ_PRODUCTS:
-            first = self._products.get((key, segment, self._control), _NO_ROWS)
-            second = self._products.get((key, segment, arm), _NO_ROWS)
+    def strata(self, plan: Plan, segment: str) -> list[tuple[str, tuple[Stratum, ...]]]:
+        """Each treatment arm, and its strata: the epochs in which it or the control has rows."""
+        table, key, epochs = self._table_of(plan.method), plan.metric.key, self._epochs
+        control = [table.get((key, segment, self._control, at)) for at in epochs]
+        found = []
+        for arm, shares in self._shares.items():
             strata = [
-                stratum._replace(control_products=first.get(at), arm_products=second.get(at))
-                for stratum, at in zip(strata, epochs, strict=True)
+                Stratum(at, shares.get(at), row, other)
+                for at, row in zip(epochs, control, strict=True)
+                if (other := table.get((key, segment, arm, at))) is not None or row is not None
             ]
-        return tuple(strata)
+            if plan.method in _READ_PRODUCTS:
+                strata = [self._with_products(stratum, key, segment, arm) for stratum in strata]
+            found.append((arm, tuple(strata)))
+        return found
+
+    def _table_of(self, method: Method) -> _Table:
+        """The kind of rows that a method reads."""
+        if method is Method.RATE_RATIO:
+            return self._events
+        return self._histograms if method is Method.QUANTILE else self._moments
+
+    def _with_products(self, stratum: Stratum, key: str, segment: str, arm: str) -> Stratum:
+        at = stratum.epoch
+        control, treated = (self._products.get((key, segment, one, at)) for one in (self._control, arm))
+        return Stratum(at, stratum.share, stratum.control, stratum.arm, control, treated)
 
 
-_NO_ROWS: dict[int, Any] = {}
 _READ_PRODUCTS = (Method.CUPED, Method.ANCOVA, Method.RATIO)
 
 
-def _by_place(rows: Iterable[Any]) -> dict[tuple[str, str, str], dict[int, Any]]:
-    table: dict[tuple[str, str, str], dict[int, Any]] = {}
-    for row in rows:
-        place = (row.metric, row.segment, row.arm)
-        epochs = table.get(place)
-        if epochs is None:
-            table[place] = {row.epoch: row}
-        else:
-            epochs[row.epoch] = row
-    return table
+def _table(rows: Sequence[Any]) -> _Table:
+    return dict(zip(map(_place, rows), rows, strict=True))
 
 
 def _shares(record: ExperimentRecord, control: str, arm: str) -> dict[int, float]:
@@ -173,13 +196,8 @@ def evidence(
     """Evidence for each element; an infinite bound becomes None."""
     lower, upper = (_finite(bound) for bound in bounds)
     p = np.asarray(stats.p_always_valid(log_e)).tolist()
-    columns = (estimate.tolist(), lower, upper, log_e.tolist(), p, thresholds)
-    return [
-        Evidence(
-            estimate=at, lower=low, upper=high, log_e=log, p_always_valid=valid, threshold_log_e=threshold
-        )
-        for at, low, high, log, valid, threshold in zip(*columns, strict=True)
-    ]
+    columns = (estimate.tolist(), lower, upper, log_e.tolist(), p, thresholds)  # fields of `Evidence`
+    return list(map(Evidence, *columns))
 
 
 def _finite(bound: Floats) -> list[float | None]:
@@ -199,7 +217,7 @@ def found_all(batch: Sequence[Comparison], finder: Finder) -> list[Finding]:
         return finder(batch)
     except ValueError as error:
         if len(batch) == 1:
-            return [Finding(note=f"{UNTESTABLE}: {error}")]
+            return [nothing_found(batch[0], f"{UNTESTABLE}: {error}")]
     middle = len(batch) // 2
     return [*found_all(batch[:middle], finder), *found_all(batch[middle:], finder)]
 

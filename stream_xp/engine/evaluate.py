@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
+from typing import Any
 
 import numpy as np
 
@@ -28,6 +30,7 @@ from stream_xp.engine.comparison import (
     comparisons,
     found_all,
     grouped,
+    nothing_found,
 )
 from stream_xp.engine.mean_findings import mean_findings
 from stream_xp.engine.quantile_findings import quantile_findings
@@ -73,11 +76,11 @@ def evaluate_all(looks: Sequence[Look]) -> list[Evaluation]:
     inside an epoch needs no weights; exact tests and the sample ratio cannot, so the experiment is invalid until
     the record is here.
     """
-    batches = [list(comparisons(record, statistics)) for record, statistics in looks]
+    batches = [comparisons(record, statistics) for record, statistics in looks]
     findings = iter(_findings([comparison for batch in batches for comparison in batch]))
     ratios = _sample_ratios(looks)
     return [
-        _evaluation(look, [(comparison, next(findings)) for comparison in batch], ratio)
+        _evaluation(look, batch, list(islice(findings, len(batch))), ratio)
         for look, batch, ratio in zip(looks, batches, ratios, strict=True)
     ]
 
@@ -94,7 +97,7 @@ _FINDERS: dict[Method, Finder] = {
 
 
 def _findings(batch: Sequence[Comparison]) -> list[Finding]:
-    findings = [Finding()] * len(batch)
+    findings: list[Any] = [None] * len(batch)
     groups = grouped(batch, lambda one: (one.plan.fault, one.plan.method, len(one.strata)))
     for (fault, method, _), members in groups.items():
         finder = _FINDERS[method] if fault is None else _refuse
@@ -105,14 +108,15 @@ def _findings(batch: Sequence[Comparison]) -> list[Finding]:
 
 
 def _refuse(batch: Sequence[Comparison]) -> list[Finding]:
-    return [Finding(note=f"{UNTESTABLE}: {comparison.plan.fault}") for comparison in batch]
+    return [nothing_found(comparison, f"{UNTESTABLE}: {comparison.plan.fault}") for comparison in batch]
 
 
 def _evaluation(
-    look: Look, found: Sequence[tuple[Comparison, Finding]], ratio: SampleRatio | None
+    look: Look, batch: Sequence[Comparison], findings: Sequence[Finding], ratio: SampleRatio | None
 ) -> Evaluation:
     record, statistics = look
-    metrics = tuple(_metric_result(*one) for one in found if one[0].segment == ALL)
+    found = list(zip(batch, findings, strict=True))
+    metrics = tuple([_metric_result(*one) for one in found if one[0].segment == ALL])
     arms = _arm_results(record, statistics)
     invalid = [
         *_sample_ratio_faults(ratio),
@@ -120,7 +124,7 @@ def _evaluation(
         *_place_faults(record, statistics),
         *_untestable(metrics),
     ]
-    segments = tuple(_segment_result(*one) for one in found if one[0].segment != ALL)
+    segments = tuple([_segment_result(*one) for one in found if one[0].segment != ALL])
     return Evaluation(arms, metrics, ratio, tuple(invalid), segments)
 
 
@@ -129,15 +133,14 @@ def _evaluation(
 
 def _metric_result(comparison: Comparison, finding: Finding) -> MetricResult:
     metric = comparison.plan.metric
-    control_units, arm_units = comparison.units
     return MetricResult(
         metric=metric.key,
         role=metric.role,
         arm=comparison.arm,
         state=_state(metric, finding),
         method=comparison.plan.method,
-        control_units=control_units,
-        arm_units=arm_units,
+        control_units=finding.control_units,
+        arm_units=finding.arm_units,
         control_mean=finding.control_mean,
         arm_mean=finding.arm_mean,
         effect=finding.effect,
@@ -151,13 +154,12 @@ def _metric_result(comparison: Comparison, finding: Finding) -> MetricResult:
 
 
 def _segment_result(comparison: Comparison, finding: Finding) -> SegmentResult:
-    control_units, arm_units = comparison.units
     return SegmentResult(
         metric=comparison.plan.metric.key,
         arm=comparison.arm,
         segment=comparison.segment,
-        control_units=control_units,
-        arm_units=arm_units,
+        control_units=finding.control_units,
+        arm_units=finding.arm_units,
         effect=finding.effect,
     )
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from stream_xp import stats
 from stream_xp.domain.decision import Evidence, Method
@@ -15,104 +16,127 @@ from stream_xp.domain.statistics import MetricMoments, MetricProducts
 from stream_xp.engine.comparison import Comparison, Finding, Floats, Stratum, evidence
 from stream_xp.engine.design import Margin, Test
 from stream_xp.stats import batch as arrays
-from stream_xp.stats.batch import MeansArrays
+from stream_xp.stats.batch import CrossArrays, MeansArrays
+
+Integers: TypeAlias = npt.NDArray[Any]
+"""Exact whole numbers: int64 where they fit, Python ints otherwise."""
+_T = TypeVar("_T")
 
 
 def mean_findings(batch: Sequence[Comparison]) -> list[Finding]:
     """Findings of comparisons of one method of means that have equally many strata."""
     method = batch[0].plan.method
-    means = _means(batch, method)
-    exact = _Exact(batch) if method is Method.EXACT_THEN_ASYMPTOTIC else None
-    effects = _effects(batch, means, exact)
-    lifts = _lifts(batch, means, exact_share=0.0 if exact is None else stats.EXACT_SHARE)
-    guards = [at for at, comparison in enumerate(batch) if comparison.guards]
-    harms = _one_sided(batch, means, exact, guards, safety=False)
-    safeties = _one_sided(batch, means, exact, guards, safety=True)
-    control, arm = means.control_mean.tolist(), means.treatment_mean.tolist()
-    notes = [arrays.REASONS[code] for code in means.reason.tolist()]
-    findings = []
-    for at, note in enumerate(notes):
-        undetermined = bool(note)
-        if undetermined and effects[at] is None:
-            findings.append(Finding(note=note))
-            continue
-        findings.append(
-            Finding(
-                control_mean=control[at],
-                arm_mean=arm[at],
-                effect=effects[at],
-                lift=lifts[at],
-                harm=harms.get(at),
-                safety=safeties.get(at),
-                note=note or None,
-            )
-        )
-    return findings
+    rows = _rows(batch)
+    means = _means(batch, method, rows)
+    exact = _Exact(rows) if method is Method.EXACT_THEN_ASYMPTOTIC else None
+    levels = _levels([comparison.effect for comparison in batch])
+    effects = _effects(levels, means, exact)
+    lifts = _lifts(levels, means, exact_share=0.0 if exact is None else stats.EXACT_SHARE)
+    harms = _one_sided(batch, means, exact, safety=False)
+    safeties = _one_sided(batch, means, exact, safety=True)
+    unseen = [effect is None for effect in effects]
+    columns = (  # fields of `Finding`
+        rows.control.n.sum(axis=1).tolist(),
+        rows.arm.n.sum(axis=1).tolist(),
+        _unless(unseen, means.control_mean.tolist()),
+        _unless(unseen, means.treatment_mean.tolist()),
+        effects,
+        lifts,
+        harms,
+        safeties,
+        [_NOTES[code] for code in means.reason.tolist()],
+    )
+    return list(map(Finding, *columns))
+
+
+_NOTES = (None, *arrays.REASONS[1:])
 
 
 # --- from exact rows to means ----------------------------------------------------------------------------
 
 
-def _means(batch: Sequence[Comparison], method: Method) -> MeansArrays:
-    scale = [comparison.plan.step for comparison in batch]
-    if method in (Method.EXACT_THEN_ASYMPTOTIC, Method.ASYMPTOTIC):
-        return arrays.summarise_arrays(_moments(batch, "control"), _moments(batch, "arm"), scale=scale)
-    control, treatment = _cross(batch, "control"), _cross(batch, "arm")
-    x_scale = [_x_scale(comparison) for comparison in batch]
-    if method is Method.RATIO:
-        return stats.ratio_means_arrays(control, treatment, scale_x=x_scale, scale_y=scale)
-    adjust = stats.cuped_arrays if method is Method.CUPED else stats.ancova_arrays
-    return adjust(control, treatment, scale_x=x_scale, scale_y=scale)
+class _Sums(NamedTuple):
+    """Exact integers of one arm, each (comparisons, strata): units, sums of values and of their squares."""
+
+    n: Integers
+    s: Integers
+    q: Integers
 
 
-def _moments(batch: Sequence[Comparison], side: str) -> arrays.MomentArrays:
-    control = side == "control"
-    rows = [
-        _moment_row(stratum.control if control else stratum.arm)
-        for comparison in batch
-        for stratum in comparison.strata or _NO_STRATA
-    ]
-    return arrays.MomentArrays(*_columns(rows, len(batch)))
+class _Rows(NamedTuple):
+    """The rows of a batch, by columns.
+
+    Attributes:
+        strata: of all comparisons, one after the other.
+        control, arm: sums of their rows.
+    """
+
+    strata: Sequence[Stratum]
+    control: _Sums
+    arm: _Sums
+
+
+def _rows(batch: Sequence[Comparison]) -> _Rows:
+    strata = [stratum for comparison in batch for stratum in comparison.strata or _NO_STRATA]
+    sides = ([stratum.control for stratum in strata], [stratum.arm for stratum in strata])
+    return _Rows(strata, *(_sums(side, len(batch)) for side in sides))
 
 
 _NO_STRATA = (Stratum(0, None, None, None),)
 
 
-def _columns(rows: Sequence[tuple[int, ...]], comparisons: int) -> list[Any]:
-    """Exact integers by field, each (comparisons, strata)."""
-    return [_whole(column).reshape(comparisons, -1) for column in zip(*rows, strict=True)]
+def _sums(rows: Sequence[MetricMoments | None], comparisons: int) -> _Sums:
+    filled = [_NOBODY if row is None else row for row in rows]
+    columns = ([row.n for row in filled], [int(row.s) for row in filled], [int(row.q) for row in filled])
+    return _Sums(*(_whole(column).reshape(comparisons, -1) for column in columns))
 
 
-def _whole(column: tuple[int, ...]) -> Any:
+_NOBODY = MetricMoments("", "", 0, "", 0, "0", "0")
+
+
+def _whole(column: Any) -> Integers:
     try:
         return np.array(column, np.int64)
     except OverflowError:
         return np.array(column, object)
 
 
-def _moment_row(row: MetricMoments | None) -> tuple[int, int, int]:
-    return (0, 0, 0) if row is None else (row.n, int(row.s), int(row.q))
+def _means(batch: Sequence[Comparison], method: Method, rows: _Rows) -> MeansArrays:
+    scale = [comparison.plan.step for comparison in batch]
+    if method in (Method.EXACT_THEN_ASYMPTOTIC, Method.ASYMPTOTIC):
+        control, arm = (arrays.MomentArrays(*sums) for sums in (rows.control, rows.arm))
+        return arrays.summarise_arrays(control, arm, scale=scale)
+    pair = _crosses(rows)
+    x_scale = [_x_scale(comparison) for comparison in batch]
+    if method is Method.RATIO:
+        return stats.ratio_means_arrays(*pair, scale_x=x_scale, scale_y=scale)
+    adjust = stats.cuped_arrays if method is Method.CUPED else stats.ancova_arrays
+    return adjust(*pair, scale_x=x_scale, scale_y=scale)
 
 
-def _cross(batch: Sequence[Comparison], side: str) -> arrays.CrossArrays:
-    control = side == "control"
-    rows = [
-        _cross_row(stratum.control, stratum.control_products)
-        if control
-        else _cross_row(stratum.arm, stratum.arm_products)
-        for comparison in batch
-        for stratum in comparison.strata or _NO_STRATA
-    ]
-    return arrays.CrossArrays(*_columns(rows, len(batch)))
+def _crosses(rows: _Rows) -> tuple[CrossArrays, CrossArrays]:
+    strata = rows.strata
+    return (
+        _cross(rows.control, [(stratum.control, stratum.control_products) for stratum in strata]),
+        _cross(rows.arm, [(stratum.arm, stratum.arm_products) for stratum in strata]),
+    )
 
 
-def _cross_row(row: MetricMoments | None, products: MetricProducts | None) -> tuple[int, ...]:
-    """The fields of `CrossArrays`: n, sums of x, y, x * x, y * y, x * y."""
-    if row is None:
-        return (0,) * 6
-    if products is None:
+def _cross(sums: _Sums, rows: Sequence[tuple[MetricMoments | None, MetricProducts | None]]) -> CrossArrays:
+    """Sums of x, x * x and x * y beside those of y, for each row of moments."""
+    if any(row is not None and products is None for row, products in rows):
         raise ValueError("products must stand beside every row of moments")
-    return (row.n, int(products.x), int(row.s), int(products.xx), int(row.q), int(products.xy))
+    filled = [_NO_PRODUCTS if row is None or products is None else products for row, products in rows]
+    columns = (
+        [int(row.x) for row in filled],
+        [int(row.xx) for row in filled],
+        [int(row.xy) for row in filled],
+    )
+    x, xx, xy = (_whole(column).reshape(sums.n.shape) for column in columns)
+    return CrossArrays(n=sums.n, sx=x, sy=sums.s, sxx=xx, syy=sums.q, sxy=xy)
+
+
+_NO_PRODUCTS = MetricProducts("", "", 0, "", "0", "0", "0")
 
 
 def _x_scale(comparison: Comparison) -> float:
@@ -124,13 +148,12 @@ def _x_scale(comparison: Comparison) -> float:
 # --- asymptotic sequences, with exact tests where there are any --------------------------------------------
 
 
-def _effects(batch: Sequence[Comparison], means: MeansArrays, exact: _Exact | None) -> list[Evidence | None]:
-    tests = [comparison.effect for comparison in batch]
-    alpha, rho2, thresholds = _levels(tests)
+def _effects(levels: _Levels, means: MeansArrays, exact: _Exact | None) -> list[Evidence | None]:
+    alpha, rho2, thresholds = levels
     if exact is None:
         found = arrays.mean_difference_arrays(means, alpha=alpha, rho2=rho2)
         shown = evidence(found.estimate, (found.lower, found.upper), found.log_e, thresholds)
-        return _unless(found.reason != 0, shown)
+        return _unless((found.reason != 0).tolist(), shown)
     estimate, se = _difference(means)
     early = stats.early_two_sided(
         estimate,
@@ -141,7 +164,7 @@ def _effects(batch: Sequence[Comparison], means: MeansArrays, exact: _Exact | No
         log_e_below=exact.log_e("below"),
     )
     shown = evidence(estimate, (early.lower, early.upper), early.log_e, thresholds)
-    return _unless(exact.empty, shown)
+    return _unless(exact.empty.tolist(), shown)
 
 
 def _difference(means: MeansArrays) -> tuple[Floats, Floats]:
@@ -154,27 +177,38 @@ def _intrinsic(means: MeansArrays, rho2: Floats) -> Floats:
     return np.maximum(means.n, 1.0) * rho2
 
 
-def _lifts(batch: Sequence[Comparison], means: MeansArrays, *, exact_share: float) -> list[Evidence | None]:
+def _lifts(levels: _Levels, means: MeansArrays, *, exact_share: float) -> list[Evidence | None]:
     """Lifts by the asymptotic part alone, at its share of alpha: a lift that leaves 0 out is a proven effect."""
-    alpha, rho2, thresholds = _levels([comparison.effect for comparison in batch])
+    alpha, rho2, thresholds = levels
     share = 1.0 - exact_share
     found = arrays.relative_lift_arrays(means, alpha=share * alpha, rho2=rho2)
     log_e = found.log_e + math.log(share)
     shown = evidence(found.estimate, (found.lower, found.upper), log_e, thresholds)
-    return _unless(found.reason != 0, shown)
+    return _unless((found.reason != 0).tolist(), shown)
 
 
 def _one_sided(
+    batch: Sequence[Comparison], means: MeansArrays, exact: _Exact | None, *, safety: bool
+) -> list[Evidence | None]:
+    """Tests of harm, or of safety, of each comparison; only guardrails have one."""
+    guards = [at for at, comparison in enumerate(batch) if comparison.guards]
+    shown: list[Evidence | None] = [None] * len(batch)
+    if guards:
+        tested = _guards(batch, means, exact, guards, safety=safety)
+        for at, one in zip(guards, tested, strict=True):
+            shown[at] = one
+    return shown
+
+
+def _guards(
     batch: Sequence[Comparison],
     means: MeansArrays,
     exact: _Exact | None,
     guards: Sequence[int],
     *,
     safety: bool,
-) -> dict[int, Evidence]:
-    """Tests of harm, or of safety, for the guardrails among the comparisons."""
-    if not guards:
-        return {}
+) -> list[Evidence | None]:
+    """Tests of harm, or of safety, of the comparisons at `guards`."""
     plans = [batch[at].plan for at in guards]
     tests = [plan.safety if safety else plan.harm for plan in plans]
     margins = [plan.margin if safety else plan.harm_margin for plan in plans]
@@ -192,9 +226,7 @@ def _one_sided(
             rho2=rho2,
         )
         shown = evidence(found.estimate, (found.lower, found.upper), found.log_e, thresholds)
-        return {
-            at: one for at, one, code in zip(guards, shown, found.reason.tolist(), strict=True) if not code
-        }
+        return _unless((found.reason != 0).tolist(), shown)
     excess, variance = arrays.excess_arrays(mine, margin=margin, margin_kind=kind)
     early = stats.early_one_sided(
         excess,
@@ -205,15 +237,16 @@ def _one_sided(
         log_e_exact=exact.guard_log_e(guards, margins, above),
     )
     shown = evidence(excess, (early.lower, early.upper), early.log_e, thresholds)
-    return {at: one for at, one in zip(guards, shown, strict=True) if not exact.empty[at]}
+    return _unless(exact.empty[guards].tolist(), shown)
 
 
-def _levels(tests: Sequence[Test]) -> tuple[Floats, Floats, list[float]]:
-    return (
-        np.array([test.alpha for test in tests]),
-        np.array([test.rho2 for test in tests]),
-        [test.threshold_log_e for test in tests],
-    )
+_Levels: TypeAlias = tuple[Floats, Floats, Sequence[float]]
+"""Error levels, tunings and thresholds of many tests."""
+
+
+def _levels(tests: Sequence[Test]) -> _Levels:
+    alpha, rho2, thresholds = zip(*tests, strict=True)
+    return np.array(alpha), np.array(rho2), thresholds
 
 
 def _part(means: MeansArrays, at: Sequence[int]) -> MeansArrays:
@@ -222,8 +255,8 @@ def _part(means: MeansArrays, at: Sequence[int]) -> MeansArrays:
     return replace(means, **fields)
 
 
-def _unless(undetermined: Any, shown: Sequence[Evidence]) -> list[Evidence | None]:
-    return [None if lost else one for one, lost in zip(shown, undetermined.tolist(), strict=True)]
+def _unless(lost: Sequence[bool], shown: Sequence[_T]) -> list[_T | None]:
+    return [None if none else one for one, none in zip(shown, lost, strict=True)]
 
 
 # --- exact tests of conversions ----------------------------------------------------------------------------
@@ -239,22 +272,17 @@ class _Exact:
         empty: comparisons without a weight epoch that has units in both arms; there is nothing to report.
     """
 
-    def __init__(self, batch: Sequence[Comparison]) -> None:
-        counts = [
-            _conversions(stratum) for comparison in batch for stratum in comparison.strata or _NO_STRATA
-        ]
-        table = np.array(counts, np.float64).reshape(len(batch), -1, 5)  # share, units, successes
-        self._weights = np.stack((1.0 - table[..., 0], table[..., 0]), axis=-1)
-        self._weights[table[..., 0] == 0] = 0.0
-        self._units = table[..., 1:3].astype(np.int64)
-        self._successes = table[..., 3:5].astype(np.int64)
-        everyone = np.array(
-            [
-                any(stratum.control is not None and stratum.arm is not None for stratum in comparison.strata)
-                for comparison in batch
-            ]
-        )
-        self.empty = ~everyone
+    def __init__(self, rows: _Rows) -> None:
+        shape = rows.control.n.shape
+        share = np.array([stratum.share for stratum in rows.strata], np.float64).reshape(shape)
+        known = ~np.isnan(share)
+        share = np.where(known, share, 0.0)
+        self._weights = np.stack((1.0 - share, share), axis=-1)
+        self._weights[share == 0] = 0.0
+        self._units = _pairs(known, rows.control.n, rows.arm.n)
+        self._successes = _pairs(known, rows.control.s, rows.arm.s)
+        both = [stratum.control is not None and stratum.arm is not None for stratum in rows.strata]
+        self.empty: npt.NDArray[np.bool_] = ~np.any(np.array(both).reshape(shape), axis=1)
 
     def log_e(self, side: stats.Sides) -> Floats:
         """Against "the arm's rate is not above (below) the control's", for every comparison.
@@ -299,11 +327,6 @@ class _Exact:
         )
 
 
-_NOBODY = (0.0, 0, 0, 0, 0)
-
-
-def _conversions(stratum: Stratum) -> tuple[float, int, int, int, int]:
-    if stratum.share is None:
-        return _NOBODY
-    control, arm = _moment_row(stratum.control), _moment_row(stratum.arm)
-    return (stratum.share, control[0], arm[0], control[1], arm[1])
+def _pairs(known: Any, control: Integers, arm: Integers) -> Integers:
+    """Counts (comparisons, strata, 2), 0 where the share is not known."""
+    return _whole(np.where(known[..., np.newaxis], np.stack((control, arm), axis=-1), 0))

@@ -17,7 +17,7 @@ import numpy as np
 from stream_xp import stats
 from stream_xp.domain.decision import Evidence, QuantileResult
 from stream_xp.domain.statistics import MetricHistogram
-from stream_xp.engine.comparison import Comparison, Finding, Floats, Stratum, evidence
+from stream_xp.engine.comparison import Comparison, Finding, Floats, Stratum, evidence, nothing_found
 from stream_xp.engine.design import Margin, Plan, Test
 
 BAND_FROM = 100
@@ -54,10 +54,10 @@ def _finding(comparison: Comparison) -> Finding:
     plan = comparison.plan
     pairs = [_pair(s, plan) for s in comparison.strata if s.control is not None and s.arm is not None]
     if not pairs:
-        return Finding(note=stats.NO_VALUES)
+        return nothing_found(comparison, stats.NO_VALUES)
     effects = _tests(pairs, plan, comparison.effect)
     if any(_empty(effect) for effect in effects):
-        return Finding(note=CONTRADICTION)
+        return nothing_found(comparison, CONTRADICTION)
     harms = safeties = None
     if comparison.guards and plan.harm is not None and plan.safety is not None:
         harms = _tests(pairs, plan, plan.harm, plan.harm_margin, above=plan.harm_above)
@@ -75,6 +75,7 @@ def _finding(comparison: Comparison) -> Finding:
         for at, q in enumerate(plan.metric.tested_quantiles)
     )
     return Finding(
+        *comparison.units,
         effect=max(effects, key=_strength),
         harm=None if harms is None else max(harms, key=_strength),
         safety=None if safeties is None else min(safeties, key=_strength),

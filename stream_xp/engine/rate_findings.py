@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +12,15 @@ import numpy.typing as npt
 from stream_xp import stats
 from stream_xp.domain.decision import Evidence
 from stream_xp.domain.statistics import MetricEvents
-from stream_xp.engine.comparison import Comparison, Finding, Floats, Stratum, evidence, grouped
+from stream_xp.engine.comparison import (
+    Comparison,
+    Finding,
+    Floats,
+    Stratum,
+    evidence,
+    grouped,
+    nothing_found,
+)
 from stream_xp.engine.design import Margin, Test
 
 _Counts = npt.NDArray[np.int64]
@@ -31,18 +39,23 @@ def rate_findings(batch: Sequence[Comparison]) -> list[Finding]:
     weights = np.stack((1.0 - table[..., 0], table[..., 0]), axis=-1)
     weights[table[..., 0] == 0] = 0.0
     events = table[..., 1:].astype(np.int64)
-    findings: list[Finding] = [Finding(note=NO_EVENTS)] * len(batch)
-    for test, members in grouped(batch, lambda comparison: comparison.effect).items():
-        for at, finding in zip(members, _effects(events[members], weights[members], test), strict=True):
-            findings[at] = finding
+    tests = grouped(batch, lambda comparison: comparison.effect)
+    found: list[_Found] = [(None, None)] * len(batch)
+    for test, members in tests.items():
+        for at, one in zip(members, _effects(events[members], weights[members], test), strict=True):
+            found[at] = one
     harms = _one_sided(batch, events, weights, safety=False)
     safeties = _one_sided(batch, events, weights, safety=True)
-    for at in harms:
-        if findings[at].effect is not None:
-            findings[at] = findings[at]._replace(harm=harms[at], safety=safeties[at])
-    return findings
+    return [
+        nothing_found(comparison, NO_EVENTS)
+        if effect is None
+        else Finding(*comparison.units, effect=effect, lift=lift, harm=harms.get(at), safety=safeties.get(at))
+        for at, (comparison, (effect, lift)) in enumerate(zip(batch, found, strict=True))
+    ]
 
 
+_Found: TypeAlias = tuple[Evidence | None, Evidence | None]
+"""Effect and lift."""
 _NOBODY = (0.0, 0, 0)
 
 
@@ -56,7 +69,7 @@ def _events(row: MetricEvents | None) -> int:
     return 0 if row is None else row.units
 
 
-def _effects(events: _Counts, weights: Floats, test: Test) -> list[Finding]:
+def _effects(events: _Counts, weights: Floats, test: Test) -> list[_Found]:
     """The log rate ratio, and the rate ratio minus 1 as the lift: one sequence on two scales."""
     found = _log_ratios(stats.success_ratio(events, weights, alpha=test.alpha))
     thresholds = [test.threshold_log_e] * len(events)
@@ -69,7 +82,7 @@ def _effects(events: _Counts, weights: Floats, test: Test) -> list[Finding]:
     lift = evidence(grown[0], bounds, found.log_e, thresholds)
     infinite = ~np.isfinite(found.estimate)
     return [
-        _finding(effect, change, infinite=lost, determined=known)
+        _shown(effect, change, infinite=lost, determined=known)
         for effect, change, lost, known in zip(
             ratio, lift, infinite.tolist(), found.determined.tolist(), strict=True
         )
@@ -94,10 +107,10 @@ def _log_ratios(found: stats.LogRatio | stats.Undetermined) -> _LogRatios:
     return _LogRatios(*(np.asarray(getattr(found, name)) for name in _LogRatios._fields))
 
 
-def _finding(effect: Evidence, lift: Evidence, *, infinite: bool, determined: bool) -> Finding:
+def _shown(effect: Evidence, lift: Evidence, *, infinite: bool, determined: bool) -> _Found:
     if not determined:
-        return Finding(note=NO_EVENTS)
-    return Finding(effect=_without_estimate(effect)) if infinite else Finding(effect=effect, lift=lift)
+        return (None, None)
+    return (_without_estimate(effect), None) if infinite else (effect, lift)
 
 
 def _without_estimate(effect: Evidence) -> Evidence:
