@@ -86,7 +86,7 @@ class QuantileResult(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     safety: Evidence | None = None
 
 
-class MetricResult(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+class MetricResult(msgspec.Struct, frozen=True, gc=False):
     """One metric in one arm against the control.
 
     Attributes:

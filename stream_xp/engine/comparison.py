@@ -79,7 +79,7 @@ class Comparison(msgspec.Struct, frozen=True, gc=False):
 
 
 class Finding(msgspec.Struct, frozen=True, gc=False):
-    """What the tests of one comparison say; fields as in `domain.decision.MetricResult`."""
+    """What the tests of one comparison say: the fields of `domain.decision.MetricResult` from its units on."""
 
     control_units: int
     arm_units: int
@@ -89,9 +89,9 @@ class Finding(msgspec.Struct, frozen=True, gc=False):
     lift: Evidence | None = None
     harm: Evidence | None = None
     safety: Evidence | None = None
-    note: str | None = None
     quantiles: tuple[QuantileResult, ...] = ()
     distribution: Evidence | None = None
+    note: str | None = None
 
 
 def nothing_found(comparison: Comparison, note: str) -> Finding:
@@ -109,10 +109,7 @@ def comparisons(record: ExperimentRecord, statistics: ExperimentStatistics) -> l
     spec, designed = record.spec, plans(record)
     segments = [f"{name}={value}" for name, known in spec.segments.items() for value in (*known, "other")]
     return [
-        Comparison(plan, arm, segment, strata)
-        for segment in (ALL, *segments)
-        for plan in designed
-        for arm, strata in rows.strata(plan, segment)
+        one for segment in (ALL, *segments) for plan in designed for one in rows.comparisons(plan, segment)
     ]
 
 
@@ -127,34 +124,27 @@ class _Rows:
     def __init__(self, record: ExperimentRecord, statistics: ExperimentStatistics) -> None:
         self._control = record.spec.control.key
         self._shares = {arm.key: _shares(record, self._control, arm.key) for arm in record.spec.treatments}
-        self._moments = _table(statistics.moments)
-        self._events = _table(statistics.events)
-        self._histograms = _table(statistics.histograms)
-        self._products = _table(statistics.products)
-        kinds = (statistics.moments, statistics.events, statistics.histograms)
-        self._epochs = sorted({row.epoch for rows in kinds for row in rows})
+        moments, events, histograms = statistics.moments, statistics.events, statistics.histograms
+        self._moments, self._products = _table(moments), _table(statistics.products)
+        self._others = {Method.RATE_RATIO: _table(events), Method.QUANTILE: _table(histograms)}
+        self._epochs = sorted({row.epoch for rows in (moments, events, histograms) for row in rows})
 
-    def strata(self, plan: Plan, segment: str) -> list[tuple[str, tuple[Stratum, ...]]]:
-        """Each treatment arm, and its strata: the epochs in which it or the control has rows."""
-        table, key, epochs = self._table_of(plan.method), plan.metric.key, self._epochs
-        control = [table.get((key, segment, self._control, at)) for at in epochs]
+    def comparisons(self, plan: Plan, segment: str) -> list[Comparison]:
+        """Of each treatment arm; its strata are the epochs in which it or the control has rows."""
+        key, get = plan.metric.key, self._others.get(plan.method, self._moments).get
+        control = [(at, get((key, segment, self._control, at))) for at in self._epochs]
         found = []
         for arm, shares in self._shares.items():
+            rows = [(at, row, get((key, segment, arm, at))) for at, row in control]
             strata = [
                 Stratum(at, shares.get(at), row, other)
-                for at, row in zip(epochs, control, strict=True)
-                if (other := table.get((key, segment, arm, at))) is not None or row is not None
+                for at, row, other in rows
+                if row is not None or other is not None
             ]
             if plan.method in _READ_PRODUCTS:
                 strata = [self._with_products(stratum, key, segment, arm) for stratum in strata]
-            found.append((arm, tuple(strata)))
+            found.append(Comparison(plan, arm, segment, tuple(strata)))
         return found
-
-    def _table_of(self, method: Method) -> _Table:
-        """The kind of rows that a method reads."""
-        if method is Method.RATE_RATIO:
-            return self._events
-        return self._histograms if method is Method.QUANTILE else self._moments
 
     def _with_products(self, stratum: Stratum, key: str, segment: str, arm: str) -> Stratum:
         at = stratum.epoch

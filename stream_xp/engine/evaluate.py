@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from stream_xp import stats
@@ -132,25 +133,10 @@ def _evaluation(
 
 
 def _metric_result(comparison: Comparison, finding: Finding) -> MetricResult:
-    metric = comparison.plan.metric
-    return MetricResult(
-        metric=metric.key,
-        role=metric.role,
-        arm=comparison.arm,
-        state=_state(metric, finding),
-        method=comparison.plan.method,
-        control_units=finding.control_units,
-        arm_units=finding.arm_units,
-        control_mean=finding.control_mean,
-        arm_mean=finding.arm_mean,
-        effect=finding.effect,
-        lift=finding.lift,
-        harm=finding.harm,
-        safety=finding.safety,
-        quantiles=finding.quantiles,
-        distribution=finding.distribution,
-        note=finding.note,
-    )
+    plan = comparison.plan
+    metric, state = plan.metric, _state(plan.metric, finding)
+    found = msgspec.structs.astuple(finding)
+    return MetricResult(metric.key, metric.role, comparison.arm, state, plan.method, *found)
 
 
 def _segment_result(comparison: Comparison, finding: Finding) -> SegmentResult:
@@ -169,18 +155,23 @@ def _state(metric: Metric, finding: Finding) -> MetricState:
         return MetricState.HARMED
     if finding.safety is not None and proven(finding.safety):
         return MetricState.SAFE
-    signs = {_sign(effect) for effect in _effects(finding) if proven(effect)}
-    if metric.role is Role.GUARDRAIL or not signs:
+    proofs = [effect for effect in _effects(finding) if proven(effect)]
+    if not proofs or metric.role is Role.GUARDRAIL:
         # With a note only an exact test has begun, and has not proven anything.
-        undetermined = finding.effect is None or finding.note is not None
-        return MetricState.UNDETERMINED if undetermined else MetricState.INCONCLUSIVE
+        return _UNDETERMINED if finding.effect is None or finding.note is not None else _INCONCLUSIVE
     # A latency that is better at one quantile and worse at another is worse: nobody asked for that trade.
     good = 1 if metric.direction is Direction.INCREASE else -1
-    return MetricState.BETTER if signs == {good} else MetricState.WORSE
+    return MetricState.BETTER if all(_sign(effect) == good for effect in proofs) else MetricState.WORSE
+
+
+# What most metrics are: a member of an enumeration is a slow thing to look up.
+_UNDETERMINED, _INCONCLUSIVE = MetricState.UNDETERMINED, MetricState.INCONCLUSIVE
 
 
 def _effects(finding: Finding) -> list[Evidence]:
-    return [q.effect for q in finding.quantiles] or ([finding.effect] if finding.effect is not None else [])
+    if finding.quantiles:
+        return [quantile.effect for quantile in finding.quantiles]
+    return [] if finding.effect is None else [finding.effect]
 
 
 def _sign(effect: Evidence) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import repeat
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
@@ -44,6 +45,8 @@ def mean_findings(batch: Sequence[Comparison]) -> list[Finding]:
         lifts,
         harms,
         safeties,
+        repeat(()),
+        repeat(None),
         [_NOTES[code] for code in means.reason.tolist()],
     )
     return list(map(Finding, *columns))
