@@ -141,7 +141,7 @@ class SegmentResult(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     effect: Evidence | None = None
 
 
-class SampleRatio(msgspec.Struct, frozen=True, kw_only=True):
+class SampleRatio(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The sequential sample-ratio test over all weight epochs."""
 
     log_e: float
@@ -150,7 +150,7 @@ class SampleRatio(msgspec.Struct, frozen=True, kw_only=True):
     mismatch: bool
 
 
-class ArmResult(msgspec.Struct, frozen=True, kw_only=True):
+class ArmResult(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Units exposed to an arm, and the weight they should have had (over all epochs)."""
 
     arm: str

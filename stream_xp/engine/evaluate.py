@@ -116,8 +116,7 @@ def _evaluation(
     look: Look, batch: Sequence[Comparison], findings: Sequence[Finding], ratio: SampleRatio | None
 ) -> Evaluation:
     record, statistics = look
-    found = list(zip(batch, findings, strict=True))
-    metrics = tuple([_metric_result(*one) for one in found if one[0].segment == ALL])
+    metrics = tuple([_metric_result(c, f) for c, f in zip(batch, findings, strict=True) if c.segment == ALL])
     arms = _arm_results(record, statistics)
     invalid = [
         *_sample_ratio_faults(ratio),
@@ -125,8 +124,8 @@ def _evaluation(
         *_place_faults(record, statistics),
         *_untestable(metrics),
     ]
-    segments = tuple([_segment_result(*one) for one in found if one[0].segment != ALL])
-    return Evaluation(arms, metrics, ratio, tuple(invalid), segments)
+    segments = [_segment_result(c, f) for c, f in zip(batch, findings, strict=True) if c.segment != ALL]
+    return Evaluation(arms, metrics, ratio, tuple(invalid), tuple(segments))
 
 
 # --- metrics -------------------------------------------------------------------------------------------
@@ -287,11 +286,9 @@ def _crossover_faults(arms: Sequence[ArmResult], crossovers: int) -> list[str]:
 
 def _place_faults(record: ExperimentRecord, statistics: ExperimentStatistics) -> list[str]:
     """Units that the record has no place for: it is older than the statistics, or not theirs."""
-    places = {(row.arm, row.epoch) for row in statistics.units}
-    for rows in (statistics.moments, statistics.events, statistics.histograms):
-        places |= {(row.arm, row.epoch) for row in rows}
-    arms = {arm for arm, _ in places} - set(record.spec.weights)
-    epochs = {epoch for _, epoch in places} - {epoch.epoch for epoch in record.epochs}
+    rows = (*statistics.units, *statistics.moments, *statistics.events, *statistics.histograms)
+    arms = {row.arm for row in rows} - set(record.spec.weights)
+    epochs = {row.epoch for row in rows} - {epoch.epoch for epoch in record.epochs}
     named = (("weight epoch", sorted(map(str, epochs))), ("arm", sorted(arms)))
     return [f"units of an unknown {what}: {', '.join(which)}" for what, which in named if which]
 
@@ -301,6 +298,6 @@ def _untestable(metrics: Sequence[MetricResult]) -> list[str]:
     notes = {
         f"{result.metric} {result.note}": None
         for result in metrics
-        if result.role != Role.SECONDARY and result.note is not None and result.note.startswith(UNTESTABLE)
+        if result.note is not None and result.note.startswith(UNTESTABLE) and result.role != Role.SECONDARY
     }
     return list(notes)

@@ -248,8 +248,11 @@ _Levels: TypeAlias = tuple[Floats, Floats, Sequence[float]]
 
 
 def _levels(tests: Sequence[Test]) -> _Levels:
-    alpha, rho2, thresholds = zip(*tests, strict=True)
-    return np.array(alpha), np.array(rho2), thresholds
+    return (
+        np.array([test.alpha for test in tests]),
+        np.array([test.rho2 for test in tests]),
+        [test.threshold_log_e for test in tests],
+    )
 
 
 def _part(means: MeansArrays, at: Sequence[int]) -> MeansArrays:
