@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from operator import attrgetter
 from typing import Any, TypeAlias
 
 import msgspec
@@ -115,7 +114,6 @@ def comparisons(record: ExperimentRecord, statistics: ExperimentStatistics) -> l
 
 _Table: TypeAlias = dict[tuple[str, str, str, int], Any]
 """Rows of one kind by metric, segment, arm and epoch."""
-_place = attrgetter("metric", "segment", "arm", "epoch")
 
 
 class _Rows:
@@ -135,12 +133,11 @@ class _Rows:
         control = [(at, get((key, segment, self._control, at))) for at in self._epochs]
         found = []
         for arm, shares in self._shares.items():
-            rows = [(at, row, get((key, segment, arm, at))) for at, row in control]
-            strata = [
-                Stratum(at, shares.get(at), row, other)
-                for at, row, other in rows
-                if row is not None or other is not None
-            ]
+            strata = []
+            for at, row in control:
+                other = get((key, segment, arm, at))
+                if row is not None or other is not None:
+                    strata.append(Stratum(at, shares.get(at), row, other))
             if plan.method in _READ_PRODUCTS:
                 strata = [self._with_products(stratum, key, segment, arm) for stratum in strata]
             found.append(Comparison(plan, arm, segment, tuple(strata)))
@@ -156,7 +153,7 @@ _READ_PRODUCTS = (Method.CUPED, Method.ANCOVA, Method.RATIO)
 
 
 def _table(rows: Sequence[Any]) -> _Table:
-    return dict(zip(map(_place, rows), rows, strict=True))
+    return {(row.metric, row.segment, row.arm, row.epoch): row for row in rows}
 
 
 def _shares(record: ExperimentRecord, control: str, arm: str) -> dict[int, float]:

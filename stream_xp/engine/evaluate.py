@@ -286,7 +286,8 @@ def _crossover_faults(arms: Sequence[ArmResult], crossovers: int) -> list[str]:
 
 def _place_faults(record: ExperimentRecord, statistics: ExperimentStatistics) -> list[str]:
     """Units that the record has no place for: it is older than the statistics, or not theirs."""
-    rows = (*statistics.units, *statistics.moments, *statistics.events, *statistics.histograms)
+    s = statistics
+    rows: list[Any] = [*s.units, *s.moments, *s.events, *s.histograms]
     arms = {row.arm for row in rows} - set(record.spec.weights)
     epochs = {row.epoch for row in rows} - {epoch.epoch for epoch in record.epochs}
     named = (("weight epoch", sorted(map(str, epochs))), ("arm", sorted(arms)))
