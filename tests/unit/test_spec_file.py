@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -538,13 +537,12 @@ def test_no_rule_of_a_kind_is_called_broken_because_a_field_could_not_be_read(ca
     assert {fault.path for fault in faults_of(KINDS.replace(old, new))} == paths
 
 
+@pytest.mark.timeout(60)  # reading each fault by itself would take many minutes
 def test_a_file_of_metrics_that_cannot_be_read_is_told_in_time() -> None:
     metric = "  - {key: x, kind: x, role: x, direction: x, scale: x, bound: x, aggregation: x, margin: x,"
     metric += " denominator: x, quantiles: x, adjustment: x, attribution_window: x, event: 1}\n"
     text = KINDS.replace("planned_sample", metric * 60 + "planned_sample")
-    begun = time.monotonic()
     assert len(faults_of(text)) >= 12 * 60
-    assert time.monotonic() - begun < 10
 
 
 def test_histograms_of_all_latencies_together_are_bounded() -> None:

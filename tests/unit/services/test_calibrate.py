@@ -122,11 +122,10 @@ def interrupt(done, total, finished):
     raise KeyboardInterrupt
 
 
+@pytest.mark.timeout(60)  # the whole run would take 200 s
 def test_an_interrupted_run_ends():
-    started = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        harness.measure([case(simulate=slow)], paths=50 * 400, seed=0, jobs=2, progress=interrupt)
-    assert time.monotonic() - started < 15
+        harness.measure([case(simulate=slow)], paths=50 * 2000, seed=0, jobs=2, progress=interrupt)
 
 
 def test_a_warning_is_an_error_that_names_the_case():
