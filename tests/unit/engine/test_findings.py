@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 
 import msgspec
@@ -9,9 +10,10 @@ import numpy as np
 import pytest
 
 from stream_xp import stats
-from stream_xp.domain.decision import Method, MetricState
+from stream_xp.domain.decision import Method, MetricResult, MetricState
 from stream_xp.domain.experiment import ExperimentRecord, ExperimentSpec, WeightEpoch
 from stream_xp.domain.statistics import build
+from stream_xp.engine.comparison import Finding, comparisons
 from stream_xp.engine.evaluate import evaluate
 from stream_xp.stats.adjusted_difference import ancova, cuped
 from stream_xp.stats.cross_moments import CrossStratum
@@ -245,3 +247,31 @@ def test_segments_are_tested_at_their_share_of_the_level():
     assert (ios.control_units, other.control_units, other.arm_units) == (500, 400, 0)
     assert android.effect is other.effect is None
     assert len(evaluation.metrics) == 1
+
+
+def test_a_result_ends_with_the_fields_of_a_finding():
+    # Results are made of them in this order, without a name.
+    assert MetricResult.__struct_fields__[-len(Finding.__struct_fields__) :] == Finding.__struct_fields__
+
+
+def test_rows_of_another_kind_are_not_read():
+    """Statistics on a topic may be anybody's: a method reads the rows of its own kind alone."""
+    cells = {("spend", arm, 0, ""): (1000, 100 * s, 40_000 * s) for arm, s in (("a", 300), ("b", 400))}
+    events = dict.fromkeys(cells, (9, 9))
+    metric = METRIC | {"key": "spend", "kind": "mean", "scale": 0.01, "bound": 1000.0}
+    clean = only(record(metric), statistics(moments=cells))
+    assert clean.effect is not None
+    assert only(record(metric), statistics(moments=cells, events=events)) == clean
+    assert only(record(metric), statistics(events=events)).effect is None
+
+
+def test_results_are_nothing_for_the_garbage_collector():
+    # It would take a third of the time of an evaluation to walk through them.
+    cells = {("spend", arm, 0, ""): (1000, 100 * s, 40_000 * s) for arm, s in (("a", 300), ("b", 400))}
+    metric = METRIC | {"key": "spend", "kind": "mean", "scale": 0.01, "bound": 1000.0}
+    one, seen = record(metric), statistics(moments=cells)
+    (comparison,) = comparisons(one, seen)
+    evaluation = evaluate(one, seen)
+    (result,) = evaluation.metrics
+    made = (comparison, *comparison.strata, result, result.effect, result.lift, *evaluation.arms)
+    assert not any(gc.is_tracked(thing) for thing in (*made, evaluation.sample_ratio))
