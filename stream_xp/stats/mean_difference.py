@@ -150,7 +150,7 @@ def summarise(strata: Sequence[Stratum], *, scale: float, guard: bool = True) ->
     s2_ea the variance of the arm in epoch e, s2_e that of both arms together, and r_a how much more the arm's
     units spread than those of both arms in the same epochs, guarded towards 1. The second keeps the error rate
     where the spread grows after an arm got most of its units; a variance pooled over the epochs does not see
-    that, and errs up to 0.47 at a nominal 0.05. Epochs with an empty arm are skipped. The result does not
+    that, and errs up to 0.75 at a nominal 0.05. Epochs with an empty arm are skipped. The result does not
     depend on the order of the strata.
 
     Args:
