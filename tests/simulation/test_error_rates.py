@@ -81,10 +81,11 @@ class Looks:
 def looks_of(y, treated, *, epochs=((0, UNITS),), guard=True):
     """Vectorised counterpart of `summarise` at every look; checked against it below.
 
-    Seven sums per arm run over the epochs: units of both arms, weighted mean, leverage N_e^2 / n_ea,
-    squares within the arm, squares within both arms, degrees of freedom, epochs used.
+    Ten sums per arm run over the epochs: units of both arms, weighted mean, leverage N_e^2 / n_ea,
+    squares within the arm, squares within both arms, degrees of freedom, epochs used; and of the variance by
+    epoch what the arm shows itself, what both arms lend it, and the arm's degrees times the variance of both.
     """
-    before, columns = np.zeros((7, 2, len(y), 1)), []
+    before, columns = np.zeros((10, 2, len(y), 1)), []
     for start, stop in epochs:
         shown = GRID[(start <= GRID) & (stop > GRID)] - start
         between = np.r_[0, shown[:-1] + 1]
@@ -95,16 +96,27 @@ def looks_of(y, treated, *, epochs=((0, UNITS),), guard=True):
         total, safe = np.broadcast_to(n.sum(0), n.shape), np.maximum(n, 1)
         apart, together = q - s * s / safe, q.sum(0) - s.sum(0) ** 2 / total[0]
         together = np.broadcast_to(together, n.shape)
-        terms = np.stack([total, total * s / safe, total**2 / safe, apart, together, n - 1, np.ones(n.shape)])
+        leverage, both = total**2 / safe, np.maximum(together, 0.0) / np.maximum(total - 1, 1)
+        shown_alone, lent = (
+            leverage * np.maximum(apart, 0.0) / (safe + 24),
+            25 * leverage * both / (safe + 24),
+        )
+        terms = [total, total * s / safe, leverage, apart, together, n - 1, np.ones(n.shape)]
+        terms = np.stack([*terms, shown_alone, lent, (n - 1) * both])
         now = before + np.where(n.min(0) > 0, terms, 0.0)
         columns.append(now)
         before = now[..., -1:]
-    total, mean, leverage, apart, together, degrees, used = np.concatenate(columns, axis=-1)
+    sums = np.concatenate(columns, axis=-1)
+    total, mean, leverage, apart, together, degrees, used, shown_alone, lent, base = sums
     own = np.maximum(apart, 0.0) / np.maximum(degrees, 1)
     pooled = np.maximum(together, 0.0) / np.maximum(total - used, 1)
     unit = guarded_variance(own, pooled, degrees=degrees) if guard else own
     n = np.maximum(total, 1)
-    variance = unit * leverage / n**2
+    ratio = np.where(base > 0, own / np.where(base > 0, base / np.maximum(degrees, 1), 1), 1.0)
+    if guard:
+        ratio = guarded_variance(ratio, 1.0, degrees=degrees)
+    by_epoch = np.where(used > 1, shown_alone + ratio * lent, 0.0)
+    variance = np.maximum(unit * leverage, by_epoch) / n**2
     ready = (degrees.min(0) >= np.where(used[0] > 1, 25, 24)) & (variance.sum(0) > 0)
     return Looks(mean[0] / n[0], mean[1] / n[0], variance[0], variance[1], n[0], ready)
 
