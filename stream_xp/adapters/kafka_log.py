@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Generator, Sequence
 from typing import Any, NamedTuple
 
 import aiokafka
@@ -42,6 +42,8 @@ class LogWriter:
             enable_idempotence=True,
             linger_ms=2,
             max_request_size=2 * 1024 * 1024,
+            # A batch is in flight at a time: pages of a snapshot go several to a batch, not each on its own.
+            max_batch_size=1024 * 1024,
             compression_type=None,
         )
         await _started(self._producer, "connect a producer", _SEND_DEADLINE_S)
@@ -79,31 +81,56 @@ class LogWriter:
         return len(found)
 
 
-async def read_all(settings: Settings, topic: str, partitions: Sequence[int]) -> list[LogRecord]:
-    """Every record of some partitions of a topic, up to their end now.
+class Reading:
+    """Every record of some partitions of a topic, up to their end when reading begins.
+
+    `await` gives them as one list, `async for` in batches as they come.
 
     Raises:
         DependencyError: the broker did not answer in time.
     """
+
+    def __init__(self, settings: Settings, topic: str, partitions: Sequence[int]) -> None:
+        self._settings = settings
+        self._topic = topic
+        self._partitions = partitions
+
+    def __await__(self) -> Generator[Any, None, list[LogRecord]]:
+        return self._whole().__await__()
+
+    async def __aiter__(self) -> AsyncIterator[list[LogRecord]]:
+        topic = self._topic
+        async with _consumer(self._settings) as consumer:
+            assigned = await _assign(consumer, topic, self._partitions)
+            ends = await _reached(
+                consumer.end_offsets(assigned), f"look up the end of {topic}", _READ_DEADLINE_S
+            )
+            starts = await _reached(
+                consumer.beginning_offsets(assigned), f"look up the start of {topic}", _READ_DEADLINE_S
+            )
+            open_ends = {tp: end for tp, end in ends.items() if end > starts[tp]}
+            while open_ends:
+                yield await _reached(_next_batch(consumer, open_ends), f"read {topic}", _READ_DEADLINE_S)
+
+    async def _whole(self) -> list[LogRecord]:
+        return [record async for batch in self for record in batch]
+
+
+def read_all(settings: Settings, topic: str, partitions: Sequence[int]) -> Reading:
+    """Every record of some partitions of a topic, up to their end now: to be awaited, or iterated over."""
+    return Reading(settings, topic, partitions)
+
+
+async def _next_batch(consumer: Any, open_ends: dict[Any, int]) -> list[LogRecord]:
+    """The next records of partitions that are not read to their ends; takes those that are from `open_ends`."""
     records: list[LogRecord] = []
-    async with _consumer(settings) as consumer:
-        assigned = await _assign(consumer, topic, partitions)
-        ends = await _reached(consumer.end_offsets(assigned), f"look up the end of {topic}", _READ_DEADLINE_S)
-        starts = await _reached(
-            consumer.beginning_offsets(assigned), f"look up the start of {topic}", _READ_DEADLINE_S
-        )
-        open_ends = {tp: end for tp, end in ends.items() if end > starts[tp]}
-        await _reached(_read_to(consumer, open_ends, records), f"read {topic}", _READ_DEADLINE_S)
-    return records
-
-
-async def _read_to(consumer: Any, open_ends: dict[Any, int], records: list[LogRecord]) -> None:
-    while open_ends:
+    while open_ends and not records:
         for tp, batch in (await consumer.getmany(*open_ends, timeout_ms=200)).items():
             records += [_record(record) for record in batch if record.offset < open_ends[tp]]
         for tp in list(open_ends):
             if await consumer.position(tp) >= open_ends[tp]:
                 del open_ends[tp]
+    return records
 
 
 async def log_starts(settings: Settings, topics: Sequence[str], partition: int) -> dict[str, int]:
@@ -157,6 +184,7 @@ async def _consumer(settings: Settings) -> AsyncIterator[Any]:
         enable_auto_commit=False,
         auto_offset_reset="earliest",
         fetch_max_wait_ms=100,
+        max_partition_fetch_bytes=8 * 1024 * 1024,
     )
     await _started(consumer, "connect a consumer", _READ_DEADLINE_S)
     try:

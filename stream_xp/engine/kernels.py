@@ -156,6 +156,7 @@ REWARD = np.dtype(
         ("unit1", "i8"),
         ("offset", "i8"),
         ("log_ms", "i8"),
+        ("time_ms", "i8"),
         ("value", "f8"),
         ("event", "i4"),
         ("experiment", "i4"),
@@ -163,6 +164,20 @@ REWARD = np.dtype(
 )
 IDENTITY = np.dtype([("id0", "i8"), ("id1", "i8"), ("ms", "i8")])
 TALLY = np.dtype([("crossover_units", "i8"), ("first_exposure_ms", "i8"), ("dirty", "i8")])
+
+DTYPES: dict[str, np.dtype[Any]] = {
+    "lookup": np.dtype(np.int32),
+    "rows": ROW,
+    "due": TIMED,
+    "waiting": TIMED,
+    "pool": REWARD,
+    "exposure_ids": IDENTITY,
+    "reward_ids": IDENTITY,
+    "exposure_table": np.dtype(np.int32),
+    "reward_table": np.dtype(np.int32),
+    "tallies": TALLY,
+}
+"""Types of the arrays of State; int64 where none is named."""
 
 
 class State(NamedTuple):
@@ -174,8 +189,10 @@ class State(NamedTuple):
         rows: (slot, unit) pairs in order of first sight, 56 bytes each.
         values: the quantised values of all rows, `slots.width` words each.
         due: heap of when rows mature next.
-        waiting: heap of rewards by event time; `at` is their place in `pool`, whose unused places are in `free`.
-        exposure_ids, reward_ids: open addressing, ids seen with their event time; NEVER is empty.
+        waiting: heap of rewards by event time; `at` is their place in `pool`. Unused places of the pool are in
+            `free` and have the event time NEVER.
+        exposure_ids, reward_ids: ids seen with their event time, in order of first sight.
+        exposure_table, reward_table: open addressing, place + 1 of an id; 0 is empty.
         units: units per (slot, epoch, arm, segment cell).
         moments: the words of a cell (CELL_WORDS) per (slot, epoch, metric, arm, segment cell).
         tallies: per slot. out_of_range: per row of `Layout.metrics`.
@@ -191,6 +208,8 @@ class State(NamedTuple):
     pool: npt.NDArray[np.void]
     exposure_ids: npt.NDArray[np.void]
     reward_ids: npt.NDArray[np.void]
+    exposure_table: npt.NDArray[np.int32]
+    reward_table: npt.NDArray[np.int32]
     units: Int64
     moments: Int64
     tallies: npt.NDArray[np.void]
@@ -350,39 +369,46 @@ def enter_rows(lookup, rows, n):
 
 
 @_compiled
-def _seen(ids, scalars, counter, id0, id1, time_ms, log_ms, lateness_ms):
+def _seen(table, ids, scalars, counter, id0, id1, time_ms, log_ms, lateness_ms):
     """Whether the id is a duplicate now; if not, remember it. An entry ends at its event time + lateness."""
-    mask = ids.shape[0] - 1
-    at = id0 & mask
-    while ids[at].ms != NEVER:
+    mask = table.shape[0] - 1
+    cell = id0 & mask
+    while table[cell] != 0:
+        at = table[cell] - 1
         if ids[at].id0 == id0 and ids[at].id1 == id1:
             if ids[at].ms + lateness_ms >= log_ms:
                 return True
             ids[at].ms = time_ms
             return False
-        at = (at + 1) & mask
+        cell = (cell + 1) & mask
+    at = scalars[counter]
     ids[at].id0 = id0
     ids[at].id1 = id1
     ids[at].ms = time_ms
+    table[cell] = at + 1
     scalars[counter] += 1
     return False
 
 
 @_compiled
-def keep_ids(old, ids, horizon_ms):
-    """Copy the ids that can still make a duplicate (event time >= horizon) into an empty table; how many."""
-    mask = ids.shape[0] - 1
+def keep_ids(ids, n, table, horizon_ms):
+    """Move the first n ids that can still make a duplicate (event time >= horizon) together; how many.
+
+    They are entered into `table`, which must be empty.
+    """
+    mask = table.shape[0] - 1
     kept = 0
-    for i in range(old.shape[0]):
-        if old[i].ms == NEVER or old[i].ms < horizon_ms:
+    for i in range(n):
+        if ids[i].ms < horizon_ms:
             continue
-        at = old[i].id0 & mask
-        while ids[at].ms != NEVER:
-            at = (at + 1) & mask
-        ids[at].id0 = old[i].id0
-        ids[at].id1 = old[i].id1
-        ids[at].ms = old[i].ms
+        ids[kept].id0 = ids[i].id0
+        ids[kept].id1 = ids[i].id1
+        ids[kept].ms = ids[i].ms
+        cell = ids[kept].id0 & mask
+        while table[cell] != 0:
+            cell = (cell + 1) & mask
         kept += 1
+        table[cell] = kept
     return kept
 
 
@@ -616,6 +642,7 @@ def fold_exposures(
             behind[refused] = offset[i]
             refused += 1
         elif _seen(
+            state.exposure_table,
             state.exposure_ids,
             scalars,
             IDS_EXPOSURES,
@@ -660,6 +687,7 @@ def _keep_waiting(state, unit, i, offset, log_ms, time_ms, event, experiment, va
     state.pool[at].unit1 = unit[i, 1]
     state.pool[at].offset = offset[i]
     state.pool[at].log_ms = log_ms[i]
+    state.pool[at].time_ms = time_ms[i]
     state.pool[at].event = event[i]
     state.pool[at].experiment = experiment[i]
     state.pool[at].value = value[i]
@@ -693,6 +721,7 @@ def fold_rewards(
             behind[refused] = offset[i]
             refused += 1
         elif _seen(
+            state.reward_table,
             state.reward_ids,
             scalars,
             IDS_REWARDS,
@@ -820,6 +849,7 @@ def _settle_rewards(layout, state, watermark_ms, lateness_ms, cells):
         scalars[WAITING] -= 1
         state.reward_outcomes[WAITS] -= 1
         state.reward_outcomes[COUNTED if _attribute(layout, state, at, time_ms, cells) else UNATTRIBUTED] += 1
+        state.pool[at].time_ms = NEVER
         state.free[scalars[FREE]] = at
         scalars[FREE] += 1
 
@@ -858,3 +888,24 @@ def advance(layout, state, watermark_ms, lateness_ms, cells):
     state.scalars[WATERMARK] = watermark_ms
     _settle_rewards(layout, state, watermark_ms, lateness_ms, cells)
     _mature_units(layout, state, watermark_ms, lateness_ms, cells)
+
+
+# --- what a snapshot leaves out ------------------------------------------------------------------------------------
+
+
+@_compiled
+def await_maturity(layout, state, lateness_ms):
+    """Note of every row when it matures next; nothing was noted before."""
+    state.scalars[DUE] = 0
+    for row in range(state.scalars[ROWS]):
+        _await_maturity(layout, state, row, lateness_ms)
+
+
+@_compiled
+def await_settling(state):
+    """Let every reward in the pool wait; all of its places are used, and none waited before."""
+    state.scalars[WAITING] = 0
+    state.scalars[FREE] = 0
+    for at in range(state.scalars[POOL]):
+        _push(state.waiting, state.scalars[WAITING], state.pool[at].time_ms, at)
+        state.scalars[WAITING] += 1

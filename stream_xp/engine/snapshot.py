@@ -1,14 +1,18 @@
 """A partition's state as bytes: everything the fold needs to go on from its applied offsets.
 
-One frame: magic, schema, length and hash of the body, then the body compressed with LZ4. The body is a JSON
-description followed by the arrays. The specs in force travel along, so that a snapshot can be read after the
-topic of specs has been compacted.
+The state is cut into named parts. `head` holds the specs in force, so that a snapshot can be read after the topic
+of specs has been compacted, and changes only with them; `tail` holds the applied offsets and all that is small;
+every large array is a part of its own. Hash tables and heaps are left out and built again.
+
+Parts go to the log in pages (`snapshot_pages`), of which only those that changed are written. `encode_snapshot`
+puts them into one frame: magic, schema, length and hash of the body, then the body compressed with LZ4.
 """
 
 from __future__ import annotations
 
 import struct
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeAlias
 
 import lz4.frame
 import msgspec
@@ -20,79 +24,119 @@ from stream_xp.domain.statistics import Progress
 from stream_xp.engine import kernels
 from stream_xp.engine.kernels import NEVER
 from stream_xp.engine.layout import epoch_cells, epoch_words, metric_rows
-from stream_xp.engine.registry import Entry, Registry
+from stream_xp.engine.registry import Entry, Registry, Slot
 from stream_xp.engine.state import PartitionState
 from stream_xp.errors import ConfigError, StateError
 
-SCHEMA = 2
+SCHEMA = 3
+Parts: TypeAlias = dict[str, npt.NDArray[np.uint8]]
+HEAD, TAIL = "head", "tail"
+
 _MAGIC = b"sxps"
 _HEADER = struct.Struct("<4sIQQ")
-_SIZED_BY = {
+_LARGE = {
     "rows": kernels.ROWS,
     "values": kernels.VALUES,
-    "due": kernels.DUE,
-    "waiting": kernels.WAITING,
-    "free": kernels.FREE,
     "pool": kernels.POOL,
+    "exposure_ids": kernels.IDS_EXPOSURES,
+    "reward_ids": kernels.IDS_REWARDS,
+    "units": None,
+    "moments": None,
 }
-_IDS = {"exposure_ids": kernels.IDS_EXPOSURES, "reward_ids": kernels.IDS_REWARDS}
+"""The large arrays, each with the scalar that says how much of it is used; None where all of it is."""
+_SMALL = ("scalars", "exposure_outcomes", "reward_outcomes", "tallies", "out_of_range")
 
 
-class _Description(msgspec.Struct, frozen=True, kw_only=True):
+class _Head(msgspec.Struct, frozen=True, kw_only=True):
+    entries: list[Entry]
+    slots: list[tuple[str, int]]
+    events: list[str]
+
+
+class _Tail(msgspec.Struct, frozen=True, kw_only=True):
+    """What is small; `epochs` are (slot, epoch, base in units, base in moments)."""
+
     partition: int
     allowed_lateness_ms: int
     progress: dict[str, Progress]
     behind: dict[str, list[int]]
-    entries: list[Entry]
-    slots: list[tuple[str, int]]
-    events: list[str]
     epochs: list[tuple[int, int, int, int]]
     lengths: dict[str, int]
 
 
+def parts_of(state: PartitionState) -> Parts:
+    """The parts of a state, as views of its arrays: they hold until the state is changed."""
+    # Specs that came since the last record: head and tail must speak of the same slots.
+    state.sync_registry()
+    parts = {HEAD: _bytes_of(_head(state.registry)), TAIL: _bytes_of(_tail(state))}
+    for name, counter in _LARGE.items():
+        used = None if counter is None else int(state.arrays["scalars"][counter])
+        parts[name] = state.arrays[name][:used].view(np.uint8)
+    return parts
+
+
+def state_of(parts: Parts, registry: Registry, *, allowed_lateness_ms: int) -> PartitionState:
+    """The state made of the parts, which it takes over; the specs in them are added to `registry`.
+
+    Raises:
+        StateError: the parts do not fit together.
+        ConfigError: they were made with another allowed lateness.
+    """
+    try:
+        head = msgspec.json.decode(parts[HEAD].data, type=_Head)
+        size = int(parts[TAIL][:8].view(np.int64)[0])
+        tail = msgspec.json.decode(parts[TAIL][8 : 8 + size].data, type=_Tail)
+        held = _arrays(parts, tail, parts[TAIL][8 + size :])
+    except (KeyError, ValueError, IndexError, msgspec.MsgspecError) as error:
+        raise StateError(f"snapshot is damaged: its parts do not fit together ({error})") from error
+    if tail.allowed_lateness_ms != allowed_lateness_ms:
+        raise ConfigError(
+            f"partition {tail.partition}: the snapshot was made with allowed_lateness_ms="
+            f"{tail.allowed_lateness_ms}, the setting is {allowed_lateness_ms}; "
+            "statistics of different lateness cannot be mixed: set it back, or start under a new prefix"
+        )
+    registry.add(head.entries)
+    state = PartitionState(tail.partition, registry, allowed_lateness_ms=allowed_lateness_ms)
+    _renumber(state, head, held)
+    _restore_cells(state, head, tail, held)
+    counted = ("scalars", "exposure_outcomes", "reward_outcomes")
+    state.restore({name: held[name] for name in (*counted, "rows", "values", "pool", *_IDS)})
+    state.progress = tail.progress
+    state.behind = tail.behind
+    return state
+
+
 def encode_snapshot(state: PartitionState) -> bytes:
-    """The snapshot of a partition's state."""
-    arrays = {name: _trimmed(state, name) for name in kernels.State._fields if name != "lookup"}
-    registry = state.registry
-    description = _Description(
-        partition=state.partition,
-        allowed_lateness_ms=state.allowed_lateness_ms,
-        progress=state.progress,
-        behind=state.behind,
-        entries=registry.entries,
-        slots=[(slot.experiment, slot.version) for slot in registry.slots],
-        events=list(registry.events),
-        epochs=[(*key, base, state.pools.moments[key]) for key, base in state.pools.units.items()],
-        lengths={name: len(array) for name, array in arrays.items()},
-    )
-    head = msgspec.json.encode(description)
-    body = b"".join([struct.pack("<Q", len(head)), head, *(array.tobytes() for array in arrays.values())])
+    """The snapshot of a partition's state as one frame."""
+    parts = parts_of(state)
+    sizes = msgspec.json.encode({name: len(part) for name, part in parts.items()})
+    body = b"".join([struct.pack("<Q", len(sizes)), sizes, *(part.data for part in parts.values())])
     packed: bytes = lz4.frame.compress(body, compression_level=0)
     return _HEADER.pack(_MAGIC, SCHEMA, len(packed), _digest(packed, SCHEMA)) + packed
 
 
 def decode_snapshot(snapshot: bytes, registry: Registry, *, allowed_lateness_ms: int) -> PartitionState:
-    """The state in a snapshot; its specs are added to `registry`.
+    """The state in a frame; its specs are added to `registry`.
 
     Raises:
         StateError: the bytes are damaged; another snapshot, or the log itself, can take their place.
         ConfigError: the snapshot is whole, but of another schema or allowed lateness: nothing can be guessed.
     """
-    body = memoryview(lz4.frame.decompress(_checked(snapshot)))
-    (head_bytes,) = struct.unpack_from("<Q", body)
-    description = msgspec.json.decode(body[8 : 8 + head_bytes], type=_Description)
-    if description.allowed_lateness_ms != allowed_lateness_ms:
-        raise ConfigError(
-            f"partition {description.partition}: the snapshot was made with allowed_lateness_ms="
-            f"{description.allowed_lateness_ms}, the setting is {allowed_lateness_ms}; "
-            "statistics of different lateness cannot be mixed: set it back, or start under a new prefix"
-        )
-    registry.add(description.entries)
-    state = PartitionState(description.partition, registry, allowed_lateness_ms=allowed_lateness_ms)
-    _restore_arrays(state, description, body[8 + head_bytes :])
-    state.progress = description.progress
-    state.behind = description.behind
-    return state
+    body = np.frombuffer(lz4.frame.decompress(_checked(snapshot)), np.uint8)
+    at = 8 + int(body[:8].view(np.int64)[0])
+    parts = {}
+    for name, size in msgspec.json.decode(body[8:at].data, type=dict[str, int]).items():
+        parts[name] = body[at : at + size].copy()
+        at += size
+    return state_of(parts, registry, allowed_lateness_ms=allowed_lateness_ms)
+
+
+def another_schema(schema: int) -> ConfigError:
+    """The refusal of a snapshot that is whole, but of a schema that this version does not read."""
+    return ConfigError(
+        f"snapshot has schema {schema}, this version reads schema {SCHEMA}: "
+        "go back to the version that wrote it, or start under a new prefix"
+    )
 
 
 def _digest(packed: bytes, schema: int) -> int:
@@ -110,54 +154,94 @@ def _checked(snapshot: bytes) -> bytes:
     if len(packed) != size or _digest(packed, schema) != digest:
         raise StateError("snapshot is damaged: its length or hash does not match")
     if schema != SCHEMA:
-        raise ConfigError(
-            f"snapshot has schema {schema}, this version reads schema {SCHEMA}: "
-            "go back to the version that wrote it, or start under a new prefix"
-        )
+        raise another_schema(schema)
     return packed
 
 
-def _trimmed(state: PartitionState, name: str) -> npt.NDArray[Any]:
-    array: npt.NDArray[Any] = state.arrays[name]
-    if name in _SIZED_BY:
-        array = array[: int(state.arrays["scalars"][_SIZED_BY[name]])]
-    if name in _IDS:
-        array = array[array["ms"] != NEVER]
-    return array
+# --- taking apart ---------------------------------------------------------------------------------------
 
 
-def _restore_arrays(state: PartitionState, description: _Description, body: memoryview) -> None:
+_IDS = ("exposure_ids", "reward_ids")
+
+
+def _bytes_of(encoded: bytes) -> npt.NDArray[np.uint8]:
+    return np.frombuffer(encoded, np.uint8)
+
+
+def _head(registry: Registry) -> bytes:
+    """Kept until the specs change: with many experiments it is long, and every snapshot needs it."""
+    head: bytes | None = registry.memo.get("snapshot head")
+    if head is None:
+        slots = [(slot.experiment, slot.version) for slot in registry.slots]
+        described = _Head(entries=registry.entries, slots=slots, events=list(registry.events))
+        head = registry.memo["snapshot head"] = msgspec.json.encode(described)
+    return head
+
+
+def _tail(state: PartitionState) -> bytes:
+    small = {name: state.arrays[name] for name in _SMALL}
+    described = msgspec.json.encode(
+        _Tail(
+            partition=state.partition,
+            allowed_lateness_ms=state.allowed_lateness_ms,
+            progress=state.progress,
+            behind=state.behind,
+            epochs=[(*key, base, state.pools.moments[key]) for key, base in state.pools.units.items()],
+            lengths={name: array.nbytes for name, array in small.items()},
+        )
+    )
+    return b"".join([struct.pack("<Q", len(described)), described, *(a.tobytes() for a in small.values())])
+
+
+# --- putting together ---------------------------------------------------------------------------------
+
+
+def _arrays(parts: Parts, tail: _Tail, small: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[Any]]:
+    """Every array of a snapshot; the waiting rewards without the places between them, in order of offset."""
+    held = {name: _typed(name, parts[name]) for name in _LARGE}
     at = 0
-    held = {}
-    for name, length in description.lengths.items():
-        dtype = state.arrays[name].dtype
-        held[name] = np.frombuffer(body, dtype, count=length, offset=at).copy()
-        at += length * dtype.itemsize
-    _renumber(state, description, held)
-    for name in ("scalars", "exposure_outcomes", "reward_outcomes", *_SIZED_BY):
-        state.arrays[name] = held[name]
-    state.restore_tables(exposure_ids=held["exposure_ids"], reward_ids=held["reward_ids"])
+    for name in _SMALL:
+        held[name] = _typed(name, small[at : at + tail.lengths[name]].copy())
+        at += tail.lengths[name]
+    pool = held["pool"][held["pool"]["time_ms"] != NEVER]
+    held["pool"] = pool[np.argsort(pool["offset"])]
+    return held
 
 
-def _renumber(state: PartitionState, description: _Description, held: dict[str, npt.NDArray[Any]]) -> None:
-    """Translate slots, event codes and pool bases to those of this process's registry."""
+def _typed(name: str, part: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
+    return part.view(kernels.DTYPES.get(name, np.dtype(np.int64)))
+
+
+def _renumber(state: PartitionState, head: _Head, held: dict[str, npt.NDArray[Any]]) -> None:
+    """Translate slots and event codes to those of this process's registry."""
     registry = state.registry
-    slots = [registry.slot(experiment, version) for experiment, version in description.slots]
-    slot_of = np.array([slot.index for slot in slots], np.int64)
-    event_of = np.array([registry.events[event] for event in description.events], np.int64)
-    held["rows"]["slot"] = slot_of[held["rows"]["slot"]]
+    slot_of = np.array([slot.index for slot in _slots(registry, head)], np.int64)
+    event_of = np.array([registry.events[event] for event in head.events], np.int64)
+    if (slot_of != np.arange(len(slot_of))).any():
+        held["rows"]["slot"] = slot_of[held["rows"]["slot"]]
     pool = held["pool"]
     pool["event"] = event_of[pool["event"]]
     named = pool["experiment"] >= 0
     pool["experiment"][named] = slot_of[pool["experiment"][named]]
     state.arrays["tallies"][slot_of] = held["tallies"]
+
+
+def _slots(registry: Registry, head: _Head) -> list[Slot]:
+    return [registry.slot(experiment, version) for experiment, version in head.slots]
+
+
+def _restore_cells(
+    state: PartitionState, head: _Head, tail: _Tail, held: Mapping[str, npt.NDArray[Any]]
+) -> None:
+    """Copy counts and moments to where this process's registry has them."""
+    slots = _slots(state.registry, head)
     metric = 0
     for slot in slots:
         count = metric_rows(slot.spec)
         first = state.first_metric(slot)
         state.arrays["out_of_range"][first : first + count] = held["out_of_range"][metric : metric + count]
         metric += count
-    for old_slot, epoch, units, moments in description.epochs:
+    for old_slot, epoch, units, moments in tail.epochs:
         slot = slots[old_slot]
         cells, words = epoch_cells(slot), epoch_words(slot)
         to_units, to_moments = state.pools.units[slot.index, epoch], state.pools.moments[slot.index, epoch]

@@ -1,40 +1,35 @@
-"""How a snapshot lies on the compacted state topic: chunks, then a manifest written last.
+"""How a snapshot lies on the compacted state topic: pages, then a manifest written last.
 
-Two sets of keys are used in turn, so that compaction never takes the chunks of the newest whole snapshot while
-the next one is being written. A chunk starts with the id of its snapshot; a manifest whose chunks are not all
-there, or were overwritten by another writer's, is passed over.
+A page has two keys, used in turn, and a manifest says under which of them each page is. The next snapshot writes
+the pages that changed under the keys that the one before does not use, so the one before stays whole until the
+next is. Every key holds the name of its writer, a new one each time that a partition is loaded, so two workers
+that both believe they own a partition write nothing over each other's.
+
+Nobody has to be trusted: a manifest says how the bytes of each of its pages hash, and one whose pages are not
+all there, are damaged, or were written over, is passed over.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+import lz4.block
 import msgspec
+import numpy as np
+import xxhash
 
 from stream_xp.domain.statistics import Progress
+from stream_xp.engine.snapshot import SCHEMA, Parts, another_schema, parts_of
+from stream_xp.engine.state import EXPOSURES, REWARDS, PartitionState
+from stream_xp.errors import StateError
 
-CHUNK_BYTES = 900_000
-_ID_BYTES = 16
-
-
-class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """The record that makes a snapshot whole."""
-
-    snapshot_id: str
-    partition: int
-    chunks: int
-    size_bytes: int
-    exposures: Progress
-    rewards: Progress
-    turn: int = 0
-    schema: int = 1
-
-    @property
-    def applied(self) -> int:
-        """Records covered, for choosing the newest."""
-        return sum(progress.next_offset or 0 for progress in (self.exposures, self.rewards))
+PAGE_BYTES = 131_072
+"""Of a part, before compression: what is written again if one of its bytes changes."""
+_PLACE = np.dtype([("digest", "<u8"), ("turn", "u1")])
+_BEGIN = b'{"digest":"'
+_DIGEST_AT, _DIGEST_END = len(_BEGIN), len(_BEGIN) + 16
+_KEPT = 2
 
 
 class KeyedRecord(NamedTuple):
@@ -44,39 +39,297 @@ class KeyedRecord(NamedTuple):
     value: bytes
 
 
-def snapshot_records(snapshot: bytes, manifest: Manifest) -> list[KeyedRecord]:
-    """The records of one snapshot, in the order in which they must be written."""
-    identity = bytes.fromhex(manifest.snapshot_id)
-    stem = f"{manifest.partition}/{manifest.turn}"
-    chunks = [
-        KeyedRecord(f"{stem}/{at}".encode(), identity + snapshot[at * CHUNK_BYTES : (at + 1) * CHUNK_BYTES])
-        for at in range(manifest.chunks)
-    ]
-    return [*chunks, KeyedRecord(stem.encode(), msgspec.json.encode(manifest))]
+class PartPages(msgspec.Struct, frozen=True, array_like=True):
+    """A part of a snapshot: its length, and for each page the hash of its record and its turn."""
+
+    size_bytes: int
+    places: bytes
+
+    @property
+    def count(self) -> int:
+        """Pages of the part."""
+        return page_count(self.size_bytes)
 
 
-def chunk_count(snapshot: bytes) -> int:
-    """How many chunks a snapshot has."""
-    return -(-len(snapshot) // CHUNK_BYTES)
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """The record that makes a snapshot whole.
+
+    Attributes:
+        digest: hash of what follows it in the record, whatever the schema; stands first for that.
+        writer: who wrote it; part of all of its keys.
+        number: how many snapshots its writer had made whole before.
+    """
+
+    digest: str = "0" * 16
+    schema: int = SCHEMA
+    partition: int
+    writer: str
+    number: int
+    exposures: Progress
+    rewards: Progress
+    parts: dict[str, PartPages]
+
+    @property
+    def snapshot_id(self) -> str:
+        """Names the snapshot, in logs."""
+        return f"{self.writer}.{self.number}"
+
+    @property
+    def applied(self) -> int:
+        """Records covered, for choosing the newest."""
+        return sum(progress.next_offset or 0 for progress in (self.exposures, self.rewards))
+
+    @property
+    def key(self) -> bytes:
+        """The key of this record."""
+        return f"{self.partition}/{self.writer}.{self.number % 2}".encode()
+
+    def page_keys(self) -> Iterator[tuple[str, bytes, int]]:
+        """Part, key and hash of each page."""
+        for name, part in self.parts.items():
+            for at, (digest, turn) in enumerate(np.frombuffer(part.places, _PLACE).tolist()):
+                yield name, _page_key(self.partition, self.writer, name, at, turn), digest
 
 
-def whole_snapshots(records: Iterable[KeyedRecord]) -> list[tuple[Manifest, bytes]]:
-    """Every snapshot that is whole in a run of the state topic of one partition, the newest first."""
-    chunks: dict[tuple[str, int], bytes] = {}
-    manifests: list[Manifest] = []
-    for record in records:
-        *_, last = parts = record.key.decode(errors="replace").split("/")
-        if len(parts) == 3 and last.isdecimal():
-            chunks[record.value[:_ID_BYTES].hex(), int(last)] = record.value[_ID_BYTES:]
+class _OldManifest(msgspec.Struct, frozen=True, kw_only=True):
+    """That of schema 2 and before, which had no hash."""
+
+    snapshot_id: str
+    chunks: int
+    size_bytes: int
+    turn: int = 0
+
+
+class _Header(msgspec.Struct, frozen=True, kw_only=True):
+    schema: int
+
+
+def page_count(size_bytes: int) -> int:
+    """Pages of a part of this length."""
+    return -(-size_bytes // PAGE_BYTES)
+
+
+def _page_key(partition: int, writer: str, part: str, at: int, turn: int) -> bytes:
+    return f"{partition}/{writer}/{part}.{at}.{turn}".encode()
+
+
+# --- writing ----------------------------------------------------------------------------------------------
+
+
+class _Written(NamedTuple):
+    """What is known of a part's pages on the log: the hash of each before compression, and its place."""
+
+    hashes: list[int]
+    places: list[tuple[int, int]]
+
+
+class SnapshotWriter:
+    """Writes the snapshots of one partition for as long as one worker holds it, each time what changed.
+
+    Args:
+        partition: the source partition.
+        writer: a name that nobody else has ever used, without slashes and dots.
+        seed: of the hashes by which a change is found; secret, so that no traffic can be made to hide a change.
+    """
+
+    def __init__(self, partition: int, *, writer: str, seed: int) -> None:
+        self.partition = partition
+        self.writer = writer
+        self.seed = seed
+        self.number = 0
+        self.written: dict[str, _Written] = {}
+
+    def begin(self, state: PartitionState) -> Snapshot:
+        """A snapshot of the state as it is; the state must not change before its manifest is written."""
+        return Snapshot(self, state)
+
+    def commit(self, snapshot: Snapshot) -> None:
+        """The snapshot is whole on the log: the next one goes on from it."""
+        self.written = snapshot.written
+        self.number += 1
+
+
+class Snapshot:
+    """One snapshot while it is written: first `pages`, to their end, then the `manifest`.
+
+    Attributes:
+        pages_written, bytes_written: what was new, compressed.
+    """
+
+    def __init__(self, writer: SnapshotWriter, state: PartitionState) -> None:
+        self._writer = writer
+        self._progress = dict(state.progress)
+        self._parts = parts_of(state)
+        self.written: dict[str, _Written] = {}
+        self.pages_written = 0
+        self.bytes_written = 0
+
+    def pages(self) -> Iterator[KeyedRecord]:
+        """The pages that changed since the last whole snapshot of this writer."""
+        for name, part in self._parts.items():
+            before = self._writer.written.get(name, _Written([], []))
+            after = self.written[name] = _Written([], [])
+            view = part.data
+            for at in range(page_count(len(view))):
+                page = view[at * PAGE_BYTES : (at + 1) * PAGE_BYTES]
+                known = at < len(before.hashes)
+                after.hashes.append(xxhash.xxh3_64_intdigest(page, seed=self._writer.seed))
+                if known and before.hashes[at] == after.hashes[at]:
+                    after.places.append(before.places[at])
+                    continue
+                turn = 1 - before.places[at][1] if known else 0
+                value = lz4.block.compress(page)
+                after.places.append((xxhash.xxh3_64_intdigest(value), turn))
+                self.pages_written += 1
+                self.bytes_written += len(value)
+                yield KeyedRecord(
+                    _page_key(self._writer.partition, self._writer.writer, name, at, turn), value
+                )
+
+    def manifest(self) -> KeyedRecord:
+        """The record that makes the snapshot whole."""
+        parts = {
+            name: PartPages(len(part), np.array(self.written[name].places, _PLACE).tobytes())
+            for name, part in self._parts.items()
+        }
+        manifest = Manifest(
+            partition=self._writer.partition,
+            writer=self._writer.writer,
+            number=self._writer.number,
+            exposures=self._progress[EXPOSURES],
+            rewards=self._progress[REWARDS],
+            parts=parts,
+        )
+        return KeyedRecord(manifest.key, encode_manifest(manifest))
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """The record's value, with its hash."""
+    encoded = msgspec.json.encode(manifest)
+    return encoded[:_DIGEST_AT] + _manifest_digest(encoded) + encoded[_DIGEST_END:]
+
+
+def _manifest_digest(value: bytes) -> bytes:
+    return xxhash.xxh3_64_hexdigest(value[_DIGEST_END:]).encode()
+
+
+# --- reading ----------------------------------------------------------------------------------------------
+
+
+class WholeSnapshot(NamedTuple):
+    """A snapshot all of whose pages are there; `pages` are the compressed pages of each part."""
+
+    manifest: Manifest
+    pages: dict[str, list[bytes]]
+
+    def parts(self) -> Parts:
+        """The parts, decompressed; gives up the pages on the way, so that both are not held at once.
+
+        Raises:
+            StateError: a page is not what its manifest says.
+        """
+        return {name: _joined(part, self.pages.pop(name)) for name, part in self.manifest.parts.items()}
+
+
+def _joined(part: PartPages, pages: list[bytes]) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
+    joined = np.empty(part.size_bytes, np.uint8)
+    pages.reverse()
+    for at in range(part.count):
+        room = joined[at * PAGE_BYTES : (at + 1) * PAGE_BYTES]
+        try:
+            page = lz4.block.decompress(pages.pop())
+        except lz4.block.LZ4BlockError as error:
+            raise StateError(f"snapshot is damaged: a page is no LZ4 block ({error})") from error
+        if len(page) != len(room):
+            raise StateError(f"snapshot is damaged: a page has {len(page)} bytes in place of {len(room)}")
+        room[:] = np.frombuffer(page, np.uint8)
+    return joined
+
+
+class SnapshotReader:
+    """Finds the newest whole snapshots in a run of the state topic of one partition.
+
+    Takes the records in the order of the log, one at a time, and keeps of them only what a snapshot may still need.
+    """
+
+    def __init__(self, partition: int) -> None:
+        self._partition = partition
+        self._pages: dict[bytes, dict[bytes, tuple[int, bytes]]] = {}
+        self._whole: list[WholeSnapshot] = []
+        self.keys: set[bytes] = set()
+        """Every key that the topic has a value of."""
+
+    def take(self, key: bytes | None, value: bytes | None) -> None:
+        """Take the next record; a null value is a deletion.
+
+        Raises:
+            ConfigError: a snapshot of another schema is there: nothing can be guessed about it.
+        """
+        if key is None:
+            return
+        stem, _, _page = key.rpartition(b"/")
+        if value is None:
+            self.keys.discard(key)
+            self._pages.get(stem, {}).pop(key, None)
+            return
+        self.keys.add(key)
+        if b"/" in stem:
+            self._pages.setdefault(stem, {})[key] = (xxhash.xxh3_64_intdigest(value), value)
         else:
-            # What is no manifest was not written by a worker, and makes no snapshot whole.
-            with contextlib.suppress(msgspec.MsgspecError, RecursionError):
-                manifests.append(msgspec.json.decode(record.value, type=Manifest))
-    whole = []
-    for manifest in manifests:
-        found = [chunks.get((manifest.snapshot_id, at)) for at in range(manifest.chunks)]
-        snapshot = b"".join(chunk for chunk in found if chunk is not None)
-        if None not in found and len(snapshot) == manifest.size_bytes:
-            whole.append((manifest, snapshot))
-    # Of two with the same offsets the later one has the later watermark; sorting keeps their order.
-    return sorted(whole, key=lambda pair: pair[0].applied)[::-1]
+            self._take_manifest(read_manifest(value))
+
+    def whole(self) -> list[WholeSnapshot]:
+        """The newest whole snapshots, the one that covers most first."""
+        return self._whole[::-1]
+
+    def _take_manifest(self, manifest: Manifest | None) -> None:
+        if manifest is None or manifest.partition != self._partition:
+            return
+        stem = f"{manifest.partition}/{manifest.writer}".encode()
+        there = self._pages.get(stem, {})
+        pages: dict[str, list[bytes]] = {name: [] for name in manifest.parts}
+        used = {}
+        for part, key, digest in manifest.page_keys():
+            found = there.get(key)
+            if found is None or found[0] != digest:
+                return
+            pages[part].append(found[1])
+            used[key] = found
+        if any(len(pages[name]) != part.count for name, part in manifest.parts.items()):
+            return
+        # What this one does not use is written again before any later one uses it.
+        self._pages[stem] = used
+        # Of two with the same offsets the later one has the later watermark; sorting keeps their order.
+        self._whole.append(WholeSnapshot(manifest, pages))
+        self._whole = sorted(self._whole, key=lambda one: one.manifest.applied)[-_KEPT:]
+
+
+def read_manifest(value: bytes) -> Manifest | None:
+    """The manifest in a record, None if it is none or damaged.
+
+    Raises:
+        ConfigError: it is one of another schema.
+    """
+    if value[:_DIGEST_END] != _BEGIN + _manifest_digest(value):
+        _refuse_old(value)
+        return None
+    schema = msgspec.json.decode(value, type=_Header).schema
+    if schema != SCHEMA:
+        raise another_schema(schema)
+    return msgspec.json.decode(value, type=Manifest)
+
+
+def _refuse_old(value: bytes) -> None:
+    try:
+        msgspec.json.decode(value, type=_OldManifest)
+    except (msgspec.MsgspecError, RecursionError):
+        return
+    raise another_schema(2)
+
+
+def whole_snapshots(partition: int, records: Iterable[KeyedRecord]) -> list[WholeSnapshot]:
+    """Every snapshot that is whole in a run of the state topic of one partition, the newest first."""
+    reader = SnapshotReader(partition)
+    for record in records:
+        reader.take(*record)
+    return reader.whole()

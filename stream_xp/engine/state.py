@@ -28,16 +28,6 @@ REWARDS = "rewards"
 BEHIND_LIMIT = 10_000
 """Offsets listed in behind_watermark; more means that clocks disagree grossly, and the partition stops."""
 
-_DTYPES: dict[str, Any] = {
-    "lookup": np.int32,
-    "rows": kernels.ROW,
-    "due": kernels.TIMED,
-    "waiting": kernels.TIMED,
-    "pool": kernels.REWARD,
-    "exposure_ids": kernels.IDENTITY,
-    "reward_ids": kernels.IDENTITY,
-    "tallies": kernels.TALLY,
-}
 _GROWN_WITH_REGISTRY = ("units", "moments", "tallies", "out_of_range")
 
 
@@ -65,7 +55,9 @@ class PartitionState:
         self._layout: kernels.Layout
         self._cells = np.zeros(66, np.int64)
         for name in kernels.State._fields:
-            self.arrays[name] = _empty(name, 0 if name in _GROWN_WITH_REGISTRY else 16)
+            # A table has twice as many cells as there are ids, so that looking for one ends.
+            smallest = 32 if name.endswith("_table") else 16
+            self.arrays[name] = _empty(name, 0 if name in _GROWN_WITH_REGISTRY else smallest)
         self.arrays["scalars"] = np.zeros(kernels.SCALARS, np.int64)
         for scalar in (kernels.LOG_EXPOSURES, kernels.LOG_REWARDS, kernels.WATERMARK):
             self.arrays["scalars"][scalar] = NEVER
@@ -207,15 +199,22 @@ class PartitionState:
         """Where the slot's metrics start among all metrics."""
         return int(self._layout.slots["metric_start"][slot.index])
 
-    def restore_tables(self, **ids: npt.NDArray[Any]) -> None:
-        """Build the hash tables again: rows from `rows`, ids from the entries given."""
-        for name, entries in ids.items():
-            table = _empty(name, _power_of_two(len(entries) * 4))
-            kernels.keep_ids(entries, table, NEVER)
-            self.arrays[name] = table
-        self._grow("free", self._scalar(kernels.POOL))  # settling frees up to as many places as the pool has
-        self.arrays["lookup"] = np.zeros(_power_of_two(self.units * 3), np.int32)
-        kernels.enter_rows(self.arrays["lookup"], self.arrays["rows"], self.units)
+    def restore(self, held: dict[str, npt.NDArray[Any]]) -> None:
+        """Take over the arrays of a snapshot, and derive from them what it leaves out.
+
+        Args:
+            held: rows, values, ids, the rewards that wait in order of offset, scalars and outcomes.
+        """
+        self.arrays |= held
+        self.arrays["scalars"][kernels.POOL] = len(held["pool"])
+        for ids, counter in (("exposure_ids", kernels.IDS_EXPOSURES), ("reward_ids", kernels.IDS_REWARDS)):
+            self.arrays["scalars"][counter] = len(held[ids])
+            self._enter_ids(ids, counter, horizon_ms=NEVER)
+        for name, size in (("due", self.units), ("waiting", len(held["pool"])), ("free", len(held["pool"]))):
+            self.arrays[name] = _empty(name, size)
+        self._enter_rows()
+        kernels.await_maturity(self._layout, self._state(), self.allowed_lateness_ms)
+        kernels.await_settling(self._state())
         tallies = self.arrays["tallies"]
         tallies["dirty"] = tallies["first_exposure_ms"] != FOREVER
 
@@ -322,24 +321,35 @@ class PartitionState:
         size = len(self.arrays["lookup"])
         if rows * 10 <= size * 6:
             return
-        self.arrays["lookup"] = np.zeros(_power_of_two(rows * 3), np.int32)
-        kernels.enter_rows(self.arrays["lookup"], self.arrays["rows"], self._scalar(kernels.ROWS))
+        self._enter_rows(rows)
+
+    def _enter_rows(self, rows: int = 0) -> None:
+        """Build the hash table of rows, with room for `rows` in all."""
+        self.arrays["lookup"] = np.zeros(_power_of_two(max(rows, self.units) * 3), np.int32)
+        kernels.enter_rows(self.arrays["lookup"], self.arrays["rows"], self.units)
 
     def _grow_ids(self, ids: str, counter: int, log: int, *, events: int) -> None:
-        held = self.arrays[ids]
-        if (self._scalar(counter) + events) * 2 <= len(held):
+        if self._scalar(counter) + events <= len(self.arrays[ids]):
             return
-        horizon_ms = self._scalar(log) - self.allowed_lateness_ms
-        live = int((held["ms"] >= max(horizon_ms, NEVER + 1)).sum())
-        fresh = _empty(ids, _power_of_two((live + events) * 4))
-        self.arrays["scalars"][counter] = kernels.keep_ids(held, fresh, horizon_ms)
-        self.arrays[ids] = fresh
+        horizon_ms = max(self._scalar(log) - self.allowed_lateness_ms, NEVER)
+        live = int((self.arrays[ids]["ms"][: self._scalar(counter)] >= horizon_ms).sum())
+        if (live + events) * 2 > len(self.arrays[ids]):
+            # Room for as many again, so that the next look at all of them is far away.
+            self._grow(ids, (live + events) * 2, exact=True)
+        self._enter_ids(ids, counter, horizon_ms=horizon_ms)
+
+    def _enter_ids(self, ids: str, counter: int, *, horizon_ms: int) -> None:
+        """Forget the ids before the horizon, and build the hash table of the others."""
+        table = ids.replace("ids", "table")
+        self.arrays[table] = np.zeros(_power_of_two(len(self.arrays[ids]) * 2), np.int32)
+        self.arrays["scalars"][counter] = kernels.keep_ids(
+            self.arrays[ids], self._scalar(counter), self.arrays[table], horizon_ms
+        )
 
 
 def _empty(name: str, size: int) -> npt.NDArray[Any]:
-    array = np.zeros(size, _DTYPES.get(name, np.int64))
-    if name in ("exposure_ids", "reward_ids"):
-        array["ms"] = NEVER
+    # Zeros come from the system a page at a time, as they are written: room that is not used takes no memory.
+    array = np.zeros(size, kernels.DTYPES.get(name, np.dtype(np.int64)))
     if name == "tallies":
         array["first_exposure_ms"] = FOREVER
     return array

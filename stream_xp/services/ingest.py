@@ -9,28 +9,22 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Iterable, Sequence
 from typing import Any, Protocol
 
 import msgspec
 import structlog
 
 from stream_xp.adapters.clock import Clock
-from stream_xp.adapters.kafka_log import LogWriter, log_starts, read_all
+from stream_xp.adapters.kafka_log import LogRecord, LogWriter, log_starts, read_all
 from stream_xp.domain.codec import Limits
 from stream_xp.domain.dead_letter import DeadLetter, dead_letter_key
 from stream_xp.domain.statistics import PartitionStatistics
 from stream_xp.engine.columns import Block, exposure_columns, reward_columns
 from stream_xp.engine.kernels import NEVER
 from stream_xp.engine.registry import Slot
-from stream_xp.engine.snapshot import decode_snapshot, encode_snapshot
-from stream_xp.engine.snapshot_log import (
-    KeyedRecord,
-    Manifest,
-    chunk_count,
-    snapshot_records,
-    whole_snapshots,
-)
+from stream_xp.engine.snapshot import state_of
+from stream_xp.engine.snapshot_log import KeyedRecord, SnapshotReader, SnapshotWriter, WholeSnapshot
 from stream_xp.engine.state import EXPOSURES, REWARDS, PartitionState
 from stream_xp.errors import DependencyError, StateError
 from stream_xp.services.experiments import Experiments
@@ -41,6 +35,10 @@ log = structlog.get_logger(__name__)
 
 SNAPSHOT_SHARE = 20
 """A snapshot waits at least this many times as long as the last one took, so that it costs at most 5 %."""
+PAGES_IN_FLIGHT = 16
+"""Pages of a snapshot that are sent before the first of them must be acknowledged."""
+OWN_SNAPSHOTS = 2
+"""Whole snapshots of its own that a worker has before it deletes what its predecessors left on the state topic."""
 QUIET_FLUSHES = 4
 """Statistics that did not change are published again every so many flushes while offsets move on."""
 STALL_S = 60.0
@@ -63,15 +61,18 @@ class Source(Protocol):
 class PartitionTask:
     """One source partition: its state, and what of it is not yet published or durable."""
 
-    def __init__(self, state: PartitionState, *, starts: dict[str, int]) -> None:
+    def __init__(self, state: PartitionState, *, starts: dict[str, int], left: Iterable[bytes] = ()) -> None:
         self.state = state
         self.starts = starts
+        self.snapshots = SnapshotWriter(
+            state.partition, writer=secrets.token_hex(8), seed=secrets.randbits(63)
+        )
+        self.left = list(left)
         self.lock = asyncio.Lock()
         self.dead_letters: list[Awaitable[Any]] = []
         self.changed: dict[int, Slot] = {}
         self.published: dict[int, PartitionStatistics] = {}
         self.flushes = 0
-        self.snapshot_turn = 0
         self.snapshot_at: tuple[int, int] | None = None
         self.snapshot_watermark_ms: int | None = None
         self.next_snapshot = 0.0
@@ -255,15 +256,13 @@ class Ingest:
             return self._tasks[partition]
 
     async def _load(self, partition: int) -> PartitionTask:
-        records = await read_all(self._settings, self._settings.topic("state"), [partition])
-        keyed = [KeyedRecord(r.key, r.value) for r in records if r.key is not None and r.value is not None]
-        loaded = self._newest_state(partition, whole_snapshots(keyed))
-        state = self._empty_state(partition) if loaded is None else loaded[1]
-        task = PartitionTask(state, starts=await self._log_starts(partition))
+        reader = SnapshotReader(partition)
+        async for batch in _batches(read_all(self._settings, self._settings.topic("state"), [partition])):
+            for record in batch:
+                reader.take(record.key, record.value)
+        state = self._newest_state(partition, reader.whole()) or self._empty_state(partition)
+        task = PartitionTask(state, starts=await self._log_starts(partition), left=reader.keys)
         task.snapshot_at, task.snapshot_watermark_ms = task.position(), state.watermark_ms
-        if loaded is not None:
-            # The snapshot that was loaded stays until the next one is whole.
-            task.snapshot_turn = loaded[0].turn + 1
         log.info("partition loaded", partition=partition, units=state.units, next=task.position())
         return task
 
@@ -271,18 +270,16 @@ class Ingest:
         starts = await log_starts(self._settings, list(self._topics), partition)
         return {short: starts[name] for name, short in self._topics.items()}
 
-    def _newest_state(
-        self, partition: int, snapshots: list[tuple[Manifest, bytes]]
-    ) -> tuple[Manifest, PartitionState] | None:
+    def _newest_state(self, partition: int, snapshots: list[WholeSnapshot]) -> PartitionState | None:
         registry, lateness_ms = self._experiments.registry, self._settings.allowed_lateness_ms
-        for manifest, snapshot in snapshots:
+        for snapshot in snapshots:
             try:
-                return manifest, decode_snapshot(snapshot, registry, allowed_lateness_ms=lateness_ms)
+                return state_of(snapshot.parts(), registry, allowed_lateness_ms=lateness_ms)
             except StateError as error:
                 log.error(
                     "snapshot passed over",
                     partition=partition,
-                    snapshot=manifest.snapshot_id,
+                    snapshot=snapshot.manifest.snapshot_id,
                     error=str(error),
                 )
         return None
@@ -334,27 +331,42 @@ class Ingest:
     async def _snapshot(self, task: PartitionTask) -> None:
         """Write a snapshot; when it and all dead letters before it are durable, let the offsets be committed."""
         position, watermark_ms = task.position(), task.state.watermark_ms
-        snapshot = encode_snapshot(task.state)
-        manifest = Manifest(
-            snapshot_id=secrets.token_hex(16),
-            partition=task.state.partition,
-            chunks=chunk_count(snapshot),
-            size_bytes=len(snapshot),
-            exposures=task.state.progress[EXPOSURES],
-            rewards=task.state.progress[REWARDS],
-            turn=task.snapshot_turn % 2,
-        )
+        snapshot = task.snapshots.begin(task.state)
         await self._writer.durable(task.dead_letters, self._settings.topic("deadletter"))
         task.dead_letters.clear()
-        state_topic = self._settings.topic("state")
-        for record in snapshot_records(snapshot, manifest):
-            await self._writer.send_and_wait(
-                state_topic, key=record.key, value=record.value, partition=manifest.partition
-            )
-        task.snapshot_turn += 1
+        await self._write_state(task, snapshot.pages())
+        # The manifest says that every page is there, so it is sent only when every page is.
+        await self._write_state(task, [snapshot.manifest()])
+        task.snapshots.commit(snapshot)
         task.snapshot_at, task.snapshot_watermark_ms = position, watermark_ms
         for topic, offset in zip((EXPOSURES, REWARDS), position, strict=True):
-            self._source.durable(self._settings.topic(topic), manifest.partition, offset)
+            self._source.durable(self._settings.topic(topic), task.state.partition, offset)
+        if task.left and task.snapshots.number >= OWN_SNAPSHOTS:
+            await self._write_state(task, [(key, None) for key in task.left])
+            task.left.clear()
+
+    async def _write_state(
+        self, task: PartitionTask, records: Iterable[KeyedRecord | tuple[bytes, None]]
+    ) -> None:
+        topic = self._settings.topic("state")
+        sent: list[Awaitable[Any]] = []
+        for key, value in records:
+            sent.append(await self._writer.send(topic, key=key, value=value, partition=task.state.partition))
+            if len(sent) == PAGES_IN_FLIGHT:
+                await self._writer.durable(sent, topic)
+                sent.clear()
+        await self._writer.durable(sent, topic)
+
+
+async def _batches(
+    reading: AsyncIterable[Sequence[LogRecord]] | Awaitable[Sequence[LogRecord]],
+) -> AsyncIterator[Sequence[LogRecord]]:
+    """The records of a topic as they come; a log in memory gives all of them at once."""
+    if isinstance(reading, AsyncIterable):
+        async for batch in reading:
+            yield batch
+    else:
+        yield await reading
 
 
 def _moved(record: PartitionStatistics, published: PartitionStatistics | None) -> bool:

@@ -16,7 +16,8 @@ from stream_xp.domain.experiment import ExperimentRecord, ExperimentSpec, Status
 from stream_xp.domain.statistics import Outcomes
 from stream_xp.engine.columns import Block, exposure_columns, reward_columns
 from stream_xp.engine.registry import Entry, Registry
-from stream_xp.engine.snapshot import decode_snapshot, encode_snapshot
+from stream_xp.engine.snapshot import decode_snapshot, encode_snapshot, state_of
+from stream_xp.engine.snapshot_log import SnapshotReader, SnapshotWriter
 from stream_xp.engine.state import EXPOSURES, REWARDS, PartitionState
 from stream_xp.services.oracle.recompute import LoggedRecord, LoggedSpec, recompute
 
@@ -431,3 +432,93 @@ def test_interleaving_batching_and_snapshots_change_nothing(given_traffic):
         assert one.statistics(mine) == other.statistics(slot)
     for topic in (EXPOSURES, REWARDS):
         assert one.outcomes(topic) == other.outcomes(topic)
+
+
+class StateTopic:
+    """A partition of the state topic, compacted now and then: what a reader finds there."""
+
+    def __init__(self, rng):
+        self.rng = rng
+        self.records = []
+
+    def write(self, record):
+        self.records.append(record)
+        if self.rng.random() < 0.05:
+            newest = {key: at for at, (key, _) in enumerate(self.records)}
+            self.records = [one for at, one in enumerate(self.records) if newest[one[0]] == at]
+
+    def read(self):
+        reader = SnapshotReader(0)
+        for key, value in self.records:
+            reader.take(key, value)
+        return reader
+
+
+class Owner:
+    """A worker that holds the partition: folds, writes snapshots, and may be given up at any record."""
+
+    def __init__(self, topic, logs, history, name):
+        self.topic, self.logs = topic, logs
+        reader = topic.read()
+        found = reader.whole()
+        self.state = PartitionState(0, _registry(history), allowed_lateness_ms=LATENESS_MS)
+        if found:
+            # The process has seen the specs in another order.
+            registry = _registry([])
+            self.state = state_of(found[0].parts(), registry, allowed_lateness_ms=LATENESS_MS)
+        self.left = list(reader.keys)
+        self.writer = SnapshotWriter(0, writer=name, seed=topic.rng.randrange(2**63))
+
+    def fold(self, topic, size):
+        at = self.state.progress[topic].next_offset or 0
+        if at < len(self.logs[topic]):
+            _fold(self.state, topic, self.logs[topic], at, size)
+
+    def snapshot(self, stop_after=None):
+        snapshot = self.writer.begin(self.state)
+        for written, record in enumerate(snapshot.pages()):
+            if written == stop_after:
+                return
+            self.topic.write(record)
+        self.topic.write(snapshot.manifest())
+        self.writer.commit(snapshot)
+        if self.left and self.writer.number == 2:
+            for key in self.left:
+                self.topic.write((key, None))
+
+
+@pytest.mark.parametrize("batch", range(6))
+def test_any_crash_and_any_snapshot_equal_the_uninterrupted_fold(batch):
+    """Snapshots of what changed, given up at any record, two owners at once, and a crash at any point."""
+    found = Counter()
+    for seed in range(batch * 40, batch * 40 + 40):
+        rng = random.Random(seed)
+        exposure_log, reward_log, history, *_ = dense_traffic(seed)
+        logs = {EXPOSURES: exposure_log, REWARDS: reward_log}
+        topic = StateTopic(rng)
+        owners = [Owner(topic, logs, history, "first")]
+        for step in range(rng.randrange(10, 60)):
+            owner = rng.choice(owners)
+            action = rng.choice(["fold"] * 4 + ["snapshot"] * 2 + ["give up", "crash", "zombie"])
+            if action == "fold":
+                owner.fold(rng.choice([EXPOSURES, REWARDS]), rng.randrange(1, 30))
+            elif action == "snapshot":
+                owner.snapshot()
+            elif action == "give up":
+                owner.snapshot(stop_after=rng.randrange(6))
+            else:
+                kept = owners if action == "zombie" and len(owners) < 3 else []
+                owners = [*kept, Owner(topic, logs, history, f"w{step}")]
+                found.update([action, f"from {min(1, len(owners[-1].left))}"])
+        last = Owner(topic, logs, history, "last")
+        found["resumed"] += last.state.progress[EXPOSURES].next_offset is not None
+        for name in (EXPOSURES, REWARDS):
+            last.fold(name, 1000)
+        whole, _ = fold_all(exposure_log, reward_log, history, [])
+        assert last.state.watermark_ms == whole.watermark_ms
+        for slot in whole.registry.slots:
+            mine = last.state.registry.slot(slot.experiment, slot.version)
+            assert last.state.statistics(mine).canonical() == whole.statistics(slot).canonical(), seed
+        for name in (EXPOSURES, REWARDS):
+            assert last.state.outcomes(name) == whole.outcomes(name)
+    assert min(found["crash"], found["zombie"], found["resumed"], found["from 1"]) > 10, found

@@ -549,7 +549,7 @@ def test_another_schema_refuses_to_start(held: PartitionState, monkeypatch: pyte
     monkeypatch.setattr("stream_xp.engine.snapshot.SCHEMA", 99)
     other = encode_snapshot(held)
     monkeypatch.undo()
-    with pytest.raises(ConfigError, match="schema 99, this version reads schema 2: go back to the version"):
+    with pytest.raises(ConfigError, match="schema 99, this version reads schema 3: go back to the version"):
         decode_snapshot(other, Registry(), allowed_lateness_ms=LATENESS_MS)
 
 
