@@ -138,18 +138,24 @@ ROW = np.dtype(
     [
         ("unit0", "i8"),
         ("unit1", "i8"),
-        ("t0_ms", "i8"),
-        ("values", "i8"),
-        ("slot", "i4"),
-        ("epoch", "i4"),
+        ("t0_low", "u4"),
+        ("values", "u4"),
+        ("exposures", "u4"),
         ("segment", "i4"),
-        ("exposures", "i4"),
-        ("arm", "i2"),
-        ("stage", "i2"),
-        ("crossover", "i4"),
+        ("t0_high", "i2"),
+        ("slot", "u2"),
+        ("epoch", "u2"),
+        ("arm", "u1"),
+        ("stage", "u1"),
     ]
 )
-TIMED = np.dtype([("ms", "i8"), ("at", "i8")])
+CROSSED = 255
+"""The arm of a unit that was seen in two."""
+MAX_SLOTS = MAX_EPOCHS = 2**16
+MAX_WORDS = 2**32
+MAX_ROWS = 2**31 - 2
+"""What the fields of a row, and of the hash table of rows, can hold."""
+TIMED = np.dtype([("ms", "i8"), ("at", "i4")])
 REWARD = np.dtype(
     [
         ("unit0", "i8"),
@@ -186,7 +192,7 @@ class State(NamedTuple):
     Attributes:
         scalars: see the constants above.
         lookup: open addressing, row + 1 of a (slot, unit); 0 is empty.
-        rows: (slot, unit) pairs in order of first sight, 56 bytes each.
+        rows: (slot, unit) pairs in order of first sight, 40 bytes each. `values` is where the unit's words begin.
         values: the quantised values of all rows, `slots.width` words each.
         due: heap of when rows mature next.
         waiting: heap of rewards by event time; `at` is their place in `pool`. Unused places of the pool are in
@@ -344,28 +350,47 @@ def _pop(heap, n, pool):
 
 
 @_compiled
+def _home(size, slot, u0):
+    """The cell of a table of `size` < 2**31 cells at which the search for (slot, unit) begins."""
+    mixed = u0 + slot * np.int64(-7046029254386353131)
+    return (((mixed >> np.int64(32)) & np.int64(0xFFFFFFFF)) * size) >> np.int64(32)
+
+
+@_compiled
 def _find(state, slot, u0, u1):
     """The lookup cell of (slot, unit): it holds row + 1, or 0 where the row would go."""
-    mask = state.lookup.shape[0] - 1
-    at = (u0 + slot * np.int64(-7046029254386353131)) & mask
+    size = state.lookup.shape[0]
+    at = _home(size, slot, u0)
     while True:
         row = state.lookup[at] - 1
         if row < 0:
             return at
         if state.rows[row].unit0 == u0 and state.rows[row].unit1 == u1 and state.rows[row].slot == slot:
             return at
-        at = (at + 1) & mask
+        at = at + 1 if at + 1 < size else 0
 
 
 @_compiled
 def enter_rows(lookup, rows, n):
     """Enter the first n rows into an empty lookup."""
-    mask = lookup.shape[0] - 1
+    size = lookup.shape[0]
     for row in range(n):
-        at = (rows[row].unit0 + rows[row].slot * np.int64(-7046029254386353131)) & mask
+        at = _home(size, np.int64(rows[row].slot), rows[row].unit0)
         while lookup[at] != 0:
-            at = (at + 1) & mask
+            at = at + 1 if at + 1 < size else 0
         lookup[at] = row + 1
+
+
+@_compiled
+def _t0_ms(state, row):
+    """Event time of the unit's first exposure."""
+    return (np.int64(state.rows[row].t0_high) << np.int64(32)) | np.int64(state.rows[row].t0_low)
+
+
+@_compiled
+def _set_t0_ms(state, row, time_ms):
+    state.rows[row].t0_low = time_ms & np.int64(0xFFFFFFFF)
+    state.rows[row].t0_high = time_ms >> np.int64(32)
 
 
 @_compiled
@@ -514,7 +539,7 @@ def _await_maturity(layout, state, row, lateness_ms):
     stage = layout.slots[slot].stage_start + state.rows[row].stage
     if stage == layout.slots[slot + 1].stage_start:
         return
-    due_ms = state.rows[row].t0_ms + layout.stages[stage].window_ms + lateness_ms
+    due_ms = _t0_ms(state, row) + layout.stages[stage].window_ms + lateness_ms
     _push(state.due, state.scalars[DUE], due_ms, row)
     state.scalars[DUE] += 1
 
@@ -531,9 +556,8 @@ def _new_row(layout, state, at, slot, u0, u1, arm, epoch, segment, time_ms):
     state.rows[row].epoch = epoch
     state.rows[row].segment = segment
     state.rows[row].stage = 0
-    state.rows[row].crossover = 0
     state.rows[row].exposures = 1
-    state.rows[row].t0_ms = time_ms
+    _set_t0_ms(state, row, time_ms)
     state.rows[row].values = state.scalars[VALUES]
     width = layout.slots[slot].width
     for word in range(width):
@@ -552,7 +576,7 @@ def _cross_over(layout, state, row, cells):
         # Stages that are over, and all that counts at once.
         if layout.metrics[metric].stage < state.rows[row].stage:
             _count_metric(layout, state, row, metric, cells, n, -1)
-    state.rows[row].crossover = 1
+    state.rows[row].arm = CROSSED
     state.tallies[slot].crossover_units += 1
     state.exposure_outcomes[COUNTED] -= state.rows[row].exposures
     state.exposure_outcomes[CROSSOVER] += state.rows[row].exposures
@@ -580,9 +604,9 @@ def _expose(layout, state, cells, slot, u0, u1, arm, epoch, segment, covariate, 
         _await_maturity(layout, state, row, lateness_ms)
         state.exposure_outcomes[COUNTED] += 1
         return
-    if state.rows[row].crossover == 0 and state.rows[row].arm != arm:
+    if state.rows[row].arm != CROSSED and state.rows[row].arm != arm:
         _cross_over(layout, state, row, cells)
-    if state.rows[row].crossover == 0 and time_ms < state.rows[row].t0_ms:
+    if state.rows[row].arm != CROSSED and time_ms < _t0_ms(state, row):
         # Nothing but the unit itself has been counted yet. This exposure was admitted, so time_ms + lateness >=
         # watermark. Every event that the unit has had settled happened at or after the old t0 > time_ms, and was
         # settled when its time + lateness was below the watermark: there is none. A stage that is over ended at
@@ -592,11 +616,11 @@ def _expose(layout, state, cells, slot, u0, u1, arm, epoch, segment, covariate, 
         state.rows[row].segment = segment
         _keep_covariate(layout, state, row, covariate)
         _count_unit(layout, state, row, cells, 1)
-    if time_ms < state.rows[row].t0_ms:
-        state.rows[row].t0_ms = time_ms
+    if time_ms < _t0_ms(state, row):
+        _set_t0_ms(state, row, time_ms)
         _await_maturity(layout, state, row, lateness_ms)
     state.rows[row].exposures += 1
-    if state.rows[row].crossover == 1:
+    if state.rows[row].arm == CROSSED:
         state.exposure_outcomes[CROSSOVER] += 1
     else:
         state.exposure_outcomes[COUNTED] += 1
@@ -783,7 +807,7 @@ def _enter_event(layout, state, row, metric, value, cells):
     """Let an event count at once, a latency's only if it is the unit's first one; rewards come in order of time."""
     slot = state.rows[row].slot
     word = state.rows[row].values + layout.metrics[metric].word
-    if state.rows[row].crossover == 1:
+    if state.rows[row].arm == CROSSED:
         return
     before = state.values[word]
     if layout.metrics[metric].kind == EVENTS:
@@ -820,8 +844,8 @@ def _attribute(layout, state, at, time_ms, cells):
         metric = layout.listeners[i].metric
         if (
             row < 0
-            or time_ms < state.rows[row].t0_ms
-            or time_ms >= state.rows[row].t0_ms + layout.metrics[metric].window_ms
+            or time_ms < _t0_ms(state, row)
+            or time_ms >= _t0_ms(state, row) + layout.metrics[metric].window_ms
         ):
             continue
         counted = True
@@ -868,10 +892,10 @@ def _mature_units(layout, state, watermark_ms, lateness_ms, cells):
         # An entry that no longer fits was left behind when an earlier exposure moved t0.
         if (
             stage == layout.slots[slot + 1].stage_start
-            or due_ms != state.rows[row].t0_ms + layout.stages[stage].window_ms + lateness_ms
+            or due_ms != _t0_ms(state, row) + layout.stages[stage].window_ms + lateness_ms
         ):
             continue
-        if state.rows[row].crossover == 0:
+        if state.rows[row].arm != CROSSED:
             n = _cells(layout, slot, state.rows[row].segment, cells)
             for m in range(layout.stages[stage].metric_start, layout.stages[stage + 1].metric_start):
                 _count_metric(layout, state, row, layout.stage_metric[m], cells, n, 1)

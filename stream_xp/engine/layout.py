@@ -10,6 +10,7 @@ import numpy as np
 from stream_xp.domain.experiment import Adjustment, Aggregation, ExperimentSpec, Metric, MetricKind
 from stream_xp.engine import kernels
 from stream_xp.engine.registry import Registry, Slot, Stream, streams, used_covariate
+from stream_xp.errors import ConfigError
 
 _AGGREGATIONS = {
     Aggregation.ANY: kernels.AGG_ANY,
@@ -98,12 +99,27 @@ class Pools:
 
 def build_layout(registry: Registry, pools: Pools) -> kernels.Layout:
     """Arrays of all slots and listeners; reserves cells for what is new."""
+    _check_bounds(registry)
     tables = _Tables()
     for slot in registry.slots:
         pools.reserve(slot)
         tables.add_slot(slot, pools)
     tables.add_listeners(registry)
     return tables.arrays()
+
+
+def _check_bounds(registry: Registry) -> None:
+    if len(registry.slots) > kernels.MAX_SLOTS:
+        raise ConfigError(
+            f"{len(registry.slots)} versions of experiments are more than the {kernels.MAX_SLOTS} that one "
+            "deployment holds: delete old ones, or start under a new prefix"
+        )
+    for slot in registry.slots:
+        if max(epoch.epoch for epoch in slot.epochs) >= kernels.MAX_EPOCHS:
+            raise ConfigError(
+                f"{slot.experiment} version {slot.version} has more than {kernels.MAX_EPOCHS} weight epochs: "
+                "raise `version`"
+            )
 
 
 class _Tables:

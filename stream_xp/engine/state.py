@@ -212,7 +212,7 @@ class PartitionState:
             self._enter_ids(ids, counter, horizon_ms=NEVER)
         for name, size in (("due", self.units), ("waiting", len(held["pool"])), ("free", len(held["pool"]))):
             self.arrays[name] = _empty(name, size)
-        self._enter_rows()
+        self._enter_rows(self.units * 10 // 6 + 1)
         kernels.await_maturity(self._layout, self._state(), self.allowed_lateness_ms)
         kernels.await_settling(self._state())
         tallies = self.arrays["tallies"]
@@ -255,6 +255,13 @@ class PartitionState:
     def _check_fault(self) -> None:
         if self._scalar(kernels.FAULT):
             raise StateError(f"partition {self.partition}: a unit's sum left its bound of 2**61 steps")
+
+    def _check_bounds(self, rows: int, words: int) -> None:
+        if rows > kernels.MAX_ROWS or words > kernels.MAX_WORDS:
+            raise StateError(
+                f"partition {self.partition}: {rows} rows with {words} words of values are more than one "
+                f"partition holds ({kernels.MAX_ROWS} and {kernels.MAX_WORDS}); use more partitions"
+            )
 
     def _unit_table(self, slot: Slot) -> dict[tuple[str, int, str], int]:
         table = {}
@@ -299,8 +306,9 @@ class PartitionState:
         """See that the kernels find room for what a block can add; they never allocate."""
         if rows:
             needed = self._scalar(kernels.ROWS) + rows
-            self._grow("rows", needed)
             width = int(self._layout.slots["width"].max())
+            self._check_bounds(needed, self._scalar(kernels.VALUES) + rows * width)
+            self._grow("rows", needed)
             self._grow("values", self._scalar(kernels.VALUES) + rows * width)
             self._grow("due", self._scalar(kernels.DUE) + rows)
             self._grow_lookup(needed)
@@ -319,13 +327,13 @@ class PartitionState:
 
     def _grow_lookup(self, rows: int) -> None:
         size = len(self.arrays["lookup"])
-        if rows * 10 <= size * 6:
-            return
-        self._enter_rows(rows)
+        if rows * 10 > size * 6:
+            # At most six in ten cells are used, and at least four and a half once it has grown.
+            self._enter_rows(max(rows * 10 // 6 + 1, size * 4 // 3))
 
-    def _enter_rows(self, rows: int = 0) -> None:
-        """Build the hash table of rows, with room for `rows` in all."""
-        self.arrays["lookup"] = np.zeros(_power_of_two(max(rows, self.units) * 3), np.int32)
+    def _enter_rows(self, cells: int) -> None:
+        """Build the hash table of rows."""
+        self.arrays["lookup"] = np.zeros(max(cells, 16), np.int32)
         kernels.enter_rows(self.arrays["lookup"], self.arrays["rows"], self.units)
 
     def _grow_ids(self, ids: str, counter: int, log: int, *, events: int) -> None:

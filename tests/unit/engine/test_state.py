@@ -16,7 +16,7 @@ import xxhash
 from stream_xp.domain.codec import Limits
 from stream_xp.domain.experiment import MAX_STEPS, ExperimentRecord, ExperimentSpec, Metric, WeightEpoch
 from stream_xp.engine import kernels
-from stream_xp.engine.columns import Block, exposure_columns, reward_columns
+from stream_xp.engine.columns import Block, ExposureColumns, exposure_columns, reward_columns
 from stream_xp.engine.registry import Entry, Registry
 from stream_xp.engine.snapshot import decode_snapshot, encode_snapshot
 from stream_xp.engine.state import EXPOSURES, REWARDS, PartitionState, _wide
@@ -380,7 +380,7 @@ def test_what_uses_no_newer_kind_takes_no_more_memory() -> None:
     state = PartitionState(0, Registry([entry(0, spec("one"))]), allowed_lateness_ms=LATENESS_MS)
     assert state._layout.slots["width"][0] == 1 + 1 + 2 + 3
     assert len(state.arrays["moments"]) == 4 * 2 * 3 * 5
-    assert kernels.ROW.itemsize == 56
+    assert kernels.ROW.itemsize == 40
     unused = spec("one", 1, covariate=COVARIATE)
     state = PartitionState(0, Registry([entry(0, unused)]), allowed_lateness_ms=LATENESS_MS)
     assert state._layout.slots["width"][0] == 1 + 1 + 2 + 3
@@ -427,6 +427,63 @@ def test_many_small_blocks_come_to_the_bytes_of_one_large_block() -> None:
         for slot in one.registry.slots
     )
     assert total == 4 * units
+
+
+def test_a_row_takes_at_most_64_bytes_beyond_its_values() -> None:
+    """Row, due queue and hash table together, at every size: each grows at another time."""
+    registry = Registry([entry(0, spec("one"))])
+    state = PartitionState(0, registry, allowed_lateness_ms=LATENESS_MS)
+    worst = 0.0
+    for first in range(0, 200_000, 2_000):
+        n = 2_000
+        fresh = np.random.default_rng(first).integers(-(2**62), 2**62, (n, 2))
+        state.apply_exposures(columns_of(first, fresh), next_offset=first + n)
+        used = (
+            kernels.ROW.itemsize * state.units + kernels.TIMED.itemsize * state.arrays["scalars"][kernels.DUE]
+        )
+        worst = max(worst, (used + state.arrays["lookup"].nbytes) / state.units)
+        assert state.units <= 0.6 * len(state.arrays["lookup"])
+    assert state.units == 200_000
+    assert 50 < worst <= 64
+
+
+def columns_of(first: int, unit: Any) -> ExposureColumns:
+    """Exposures of these units in the first slot, all at one time."""
+    n = len(unit)
+    zeros = np.zeros(n, np.int64)
+    at = np.full(n, T, np.int64)
+    return ExposureColumns(
+        offset=np.arange(first, first + n),
+        log_ms=at,
+        time_ms=at,
+        unit=unit,
+        event_id=unit,
+        slot=zeros,
+        arm=zeros,
+        epoch=zeros,
+        segment=zeros,
+        covariate=zeros,
+    )
+
+
+@pytest.mark.parametrize("time_ms", [0, 1, -1, 2**31, 2**32 - 1, 2**32, -(2**33) - 5, 2**46, -(2**47)])
+def test_a_time_fits_in_its_two_fields(time_ms: int) -> None:
+    state = PartitionState(0, Registry([entry(0, spec("one"))]), allowed_lateness_ms=LATENESS_MS)
+    kernels._set_t0_ms(state._state(), 3, time_ms)
+    assert kernels._t0_ms(state._state(), 3) == time_ms
+
+
+def test_what_a_row_cannot_hold_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = PartitionState(0, Registry([entry(0, spec("one"))]), allowed_lateness_ms=LATENESS_MS)
+    monkeypatch.setattr(kernels, "MAX_ROWS", 3)
+    with pytest.raises(StateError, match="partition 0: 4 rows with 28 words of values are more than"):
+        expose(state, 0, [exposure_of(n) for n in range(4)])
+    monkeypatch.setattr(kernels, "MAX_SLOTS", 1)
+    with pytest.raises(ConfigError, match="2 versions of experiments are more than the 1"):
+        PartitionState(0, Registry([entry(0, spec("one")), entry(1, spec("two"))]), allowed_lateness_ms=0)
+    monkeypatch.setattr(kernels, "MAX_EPOCHS", 1)
+    with pytest.raises(ConfigError, match="one version 1 has more than 1 weight epochs"):
+        PartitionState(0, Registry([entry(0, spec("one"), epochs=2)]), allowed_lateness_ms=0)
 
 
 def test_growing_through_snapshots_changes_nothing() -> None:
