@@ -6,6 +6,7 @@ import click
 
 from stream_xp.cli.common import CommandGroup, examples, json_option, print_json
 from stream_xp.services.bench.evaluation import EvaluationReport, bench_evaluation
+from stream_xp.services.bench.recovery import Job, bench_recovery, table
 from stream_xp.services.bench.service import MAX_EVENTS, IngestReport, bench_ingest
 
 
@@ -68,6 +69,55 @@ def evaluate(experiments: int, metrics: int, rounds: int, *, as_json: bool) -> N
         print_json(report)
     else:
         click.echo(_evaluation_lines(report))
+
+
+@bench.command(
+    epilog=examples("stream-xp bench recovery", "stream-xp bench recovery --rows 1000000 --rows 10000000")
+)
+@click.option(
+    "--rows",
+    "sizes",
+    type=click.IntRange(1_000, 100_000_000),
+    multiple=True,
+    default=(1_000_000,),
+    show_default=True,
+    help="(Unit, experiment) pairs before the traffic; may be given again, each runs by itself.",
+)
+@click.option("--ten-million", is_flag=True, help="Also 10,000,000 rows: about 3 GB and some minutes.")
+@click.option(
+    "--events",
+    type=click.IntRange(1_000, 5_000_000),
+    default=500_000,
+    show_default=True,
+    help="Between two snapshots: about what a worker reads in 2 s.",
+)
+@click.option("--rounds", type=click.IntRange(1, 20), default=3, show_default=True)
+@click.option(
+    "--bootstrap",
+    metavar="HOST:PORT,...",
+    help="An Apache Kafka that takes the snapshots; else they stay in memory.",
+)
+@json_option
+def recovery(
+    sizes: tuple[int, ...],
+    events: int,
+    rounds: int,
+    bootstrap: str | None,
+    *,
+    ten_million: bool,
+    as_json: bool,
+) -> None:
+    """Fill a partition with units, take snapshots of what changed and, in the same run, of all, and recover.
+
+    The embedded broker keeps only 5 MB of a partition, so snapshots stay in memory unless a Kafka is given.
+    """
+    rows = (*sizes, 10_000_000) if ten_million else sizes
+    jobs = [Job(rows=size, events=events, rounds=rounds, bootstrap=bootstrap) for size in rows]
+    reports = bench_recovery(jobs, progress=lambda text: click.echo(text, err=True))
+    if as_json:
+        print_json(reports)
+    else:
+        click.echo(table(reports))
 
 
 def _evaluation_lines(report: EvaluationReport) -> str:

@@ -35,14 +35,14 @@ class Produced(NamedTuple):
     value: bytes
 
 
-def experiment_records() -> list[ExperimentRecord]:
+def experiment_records(*, window: str = "10s") -> list[ExperimentRecord]:
     """The specs: a conversion and two means each; every experiment has its own event names."""
-    return [_record(at) for at in range(EXPERIMENTS)]
+    return [_record(at, window) for at in range(EXPERIMENTS)]
 
 
-def _record(at: int) -> ExperimentRecord:
+def _record(at: int, window: str) -> ExperimentRecord:
     play, spend, minutes = (f"{name}-{at}" for name in METRICS)
-    common: dict[str, Any] = {"direction": Direction.INCREASE, "attribution_window": "10s"}
+    common: dict[str, Any] = {"direction": Direction.INCREASE, "attribution_window": window}
     metrics = (
         Metric(key=play, kind=MetricKind.CONVERSION, role=Role.PRIMARY, **common),
         Metric(key=spend, kind=MetricKind.MEAN, role=Role.SECONDARY, scale=0.01, bound=1e5, **common),
