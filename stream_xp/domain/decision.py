@@ -6,7 +6,7 @@ from enum import StrEnum
 
 import msgspec
 
-from stream_xp.domain.statistics import Outcomes
+from stream_xp.domain.statistics import Outcomes, Rules
 
 
 class Action(StrEnum):
@@ -158,12 +158,26 @@ class ArmResult(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     expected_units: float
 
 
-class PartitionOffsets(msgspec.Struct, frozen=True, kw_only=True):
-    """The prefix of one source partition that a result is a function of."""
+class PartitionOffsets(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The prefix of one source partition that a result is a function of.
+
+    What has a default is None in results of workers that did not say so yet.
+
+    Attributes:
+        exposures, rewards: applied offset of each source topic, inclusive.
+        exposures_from, rewards_from: offset of the first record applied.
+        allowed_lateness_ms, rules: under which they were applied.
+        behind_watermark: as in `PartitionStatistics`.
+    """
 
     exposures: int | None
     rewards: int | None
     watermark_ms: int | None
+    exposures_from: int | None = None
+    rewards_from: int | None = None
+    allowed_lateness_ms: int | None = None
+    rules: Rules | None = None
+    behind_watermark: dict[str, tuple[int, ...]] = {}
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
@@ -176,6 +190,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
         invalid: why nothing may ship now; empty when all is well.
         decision: the decision in force; latched ones stay.
         evaluated_ms: wall clock of the worker; telemetry, no result depends on it.
+        weight_epochs: how many weight epochs the spec had by then; None in results of workers that did not say so.
+        spread_ms: distance of the source partitions' watermarks over which nothing ships; None likewise.
     """
 
     experiment: str
@@ -196,6 +212,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     exposure_outcomes: Outcomes
     reward_outcomes: Outcomes
     evaluated_ms: int
+    weight_epochs: int | None = None
+    spread_ms: int | None = None
     schema: int = 1
 
 

@@ -257,6 +257,20 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
         return None if self.applied_offset is None else self.applied_offset + 1
 
 
+class Rules(msgspec.Struct, frozen=True, kw_only=True):
+    """Settings of a worker on which the outcome of a record depends, beside the allowed lateness.
+
+    Attributes:
+        activation_delay_ms: append time from which a spec governs, after its own append time.
+        future_tolerance_ms: event time minus append time over which an event is dead-lettered.
+        max_record_bytes: longest record that is decoded.
+    """
+
+    activation_delay_ms: int
+    future_tolerance_ms: int
+    max_record_bytes: int
+
+
 class PartitionStatistics(msgspec.Struct, frozen=True, kw_only=True):
     """A record of ``xp.stats``: one experiment in one source partition, whole and cumulative.
 
@@ -269,6 +283,7 @@ class PartitionStatistics(msgspec.Struct, frozen=True, kw_only=True):
         behind_watermark: offsets of records refused as late only because a quiet partition's watermark had
             been moved on by the clock; empty as long as the broker's clock and the worker's agree.
         outcomes: of exposures and rewards of the whole partition, all experiments.
+        rules: the worker's; None from workers that did not say so yet.
     """
 
     experiment: str
@@ -283,6 +298,7 @@ class PartitionStatistics(msgspec.Struct, frozen=True, kw_only=True):
     exposure_outcomes: Outcomes
     reward_outcomes: Outcomes
     behind_watermark: dict[str, tuple[int, ...]] = {}
+    rules: Rules | None = None
     schema: int = SCHEMA
 
     def position(self) -> tuple[int, int, int]:

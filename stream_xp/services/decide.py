@@ -114,6 +114,7 @@ class Decide:
         self._configs: dict[str, ConfigRecord] = {}
         self._looks: dict[tuple[str, int], int] = {}
         self._lock = asyncio.Lock()
+        self._spread_ms = settings.idle_grace_ms + SPREAD_MS
 
     @property
     def experiments(self) -> list[str]:
@@ -194,7 +195,9 @@ class Decide:
 
     def _result(self, look: _Look, evaluation: Evaluation, *, latched: Decision | None) -> Result:
         record, parts, statistics = look
-        evaluation = dataclasses.replace(evaluation, invalid=(*evaluation.invalid, *self._apart(parts)))
+        evaluation = dataclasses.replace(
+            evaluation, invalid=(*evaluation.invalid, *apart(parts, self._spread_ms))
+        )
         runtime_ms = runtime(parts, statistics.first_exposure_ms)
         key = (record.spec.experiment, record.spec.version)
         self._looks[key] = self._looks.get(key, 0) + 1
@@ -205,14 +208,7 @@ class Decide:
             statistics_hash=statistics.digest(),
             code_version=__version__,
             look=self._looks[key],
-            offsets={
-                str(part.partition): PartitionOffsets(
-                    exposures=part.exposures.applied_offset,
-                    rewards=part.rewards.applied_offset,
-                    watermark_ms=part.watermark_ms,
-                )
-                for part in parts
-            },
+            offsets={str(part.partition): _offsets(part) for part in parts},
             runtime_ms=runtime_ms,
             arms=evaluation.arms,
             crossover_units=statistics.crossover_units,
@@ -224,21 +220,9 @@ class Decide:
             exposure_outcomes=add_outcomes(part.exposure_outcomes for part in parts),
             reward_outcomes=add_outcomes(part.reward_outcomes for part in parts),
             evaluated_ms=self._clock.now_ms(),
+            weight_epochs=len(record.epochs),
+            spread_ms=self._spread_ms,
         )
-
-    def _apart(self, parts: list[PartitionStatistics]) -> tuple[str, ...]:
-        """Why nothing may ship where the source partitions have come unequally far: units of different times.
-
-        All partitions at one watermark are what traffic had brought by then, a path that the tests follow look
-        by look. One partition an hour ahead of the others is on no such path.
-        """
-        watermarks = [part.watermark_ms for part in parts]
-        if None in watermarks:
-            return ("a source partition has no watermark yet",)
-        apart_ms = max(watermarks, default=0) - min(watermarks, default=0)  # type: ignore[type-var, operator]
-        if apart_ms <= self._settings.idle_grace_ms + SPREAD_MS:
-            return ()
-        return (f"the source partitions are {apart_ms / 1000:.1f} s apart",)
 
     async def _send_signal(self, result: Result) -> Signal:
         """Write the decision; its id is derived from it, so that a repeat is recognised."""
@@ -350,6 +334,32 @@ def first_signals(signals: Iterable[Signal]) -> dict[tuple[str, int], Signal]:
         if signal.data.decision.action is not Action.HOLD:
             found.setdefault((signal.data.result.experiment, signal.data.result.version), signal)
     return found
+
+
+def _offsets(part: PartitionStatistics) -> PartitionOffsets:
+    return PartitionOffsets(
+        exposures=part.exposures.applied_offset,
+        rewards=part.rewards.applied_offset,
+        watermark_ms=part.watermark_ms,
+        exposures_from=part.exposures.first_offset,
+        rewards_from=part.rewards.first_offset,
+        allowed_lateness_ms=part.allowed_lateness_ms,
+        rules=part.rules,
+        behind_watermark=part.behind_watermark,
+    )
+
+
+def apart(parts: Sequence[PartitionStatistics], spread_ms: int) -> tuple[str, ...]:
+    """Why nothing may ship where the source partitions have come unequally far: units of different times.
+
+    All partitions at one watermark are what traffic had brought by then, a path that the tests follow look
+    by look. One partition an hour ahead of the others is on no such path.
+    """
+    watermarks = [part.watermark_ms for part in parts]
+    if None in watermarks:
+        return ("a source partition has no watermark yet",)
+    apart_ms = max(watermarks, default=0) - min(watermarks, default=0)  # type: ignore[type-var, operator]
+    return () if apart_ms <= spread_ms else (f"the source partitions are {apart_ms / 1000:.1f} s apart",)
 
 
 def runtime(parts: list[PartitionStatistics], first_exposure_ms: int | None) -> int:

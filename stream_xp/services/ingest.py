@@ -19,7 +19,7 @@ from stream_xp.adapters.clock import Clock
 from stream_xp.adapters.kafka_log import LogRecord, LogWriter, log_starts, read_all
 from stream_xp.domain.codec import Limits
 from stream_xp.domain.dead_letter import DeadLetter, dead_letter_key
-from stream_xp.domain.statistics import PartitionStatistics
+from stream_xp.domain.statistics import PartitionStatistics, Rules
 from stream_xp.engine.columns import Block, exposure_columns, reward_columns
 from stream_xp.engine.kernels import NEVER
 from stream_xp.engine.registry import Slot
@@ -118,6 +118,11 @@ class Ingest:
         self._loading: dict[int, asyncio.Lock] = {}
         self._drops = 0
         self._limits = Limits(record_bytes=settings.max_record_bytes, future_ms=settings.future_tolerance_ms)
+        self._rules = Rules(
+            activation_delay_ms=settings.activation_delay_ms,
+            future_tolerance_ms=settings.future_tolerance_ms,
+            max_record_bytes=settings.max_record_bytes,
+        )
         self._topics = {settings.topic(EXPOSURES): EXPOSURES, settings.topic(REWARDS): REWARDS}
         self.records = 0
         self.holes = 0
@@ -300,7 +305,10 @@ class Ingest:
         slots = dict(task.changed)
         if everything or task.flushes % QUIET_FLUSHES == 0:
             slots |= {index: state.registry.slots[index] for index in task.published}
-        records = {index: state.record(slot) for index, slot in slots.items()}
+        records = {
+            index: msgspec.structs.replace(state.record(slot), rules=self._rules)
+            for index, slot in slots.items()
+        }
         fresh = {index: r for index, r in records.items() if _moved(r, task.published.get(index))}
         sent = [await self._send_statistics(record) for record in fresh.values()]
         await self._writer.durable(sent, self._settings.topic("stats"))

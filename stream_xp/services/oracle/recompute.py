@@ -118,8 +118,35 @@ def recompute(
     refused only because the clock had moved the watermark on; one is believed where `watermark_ms` bears it
     out.
     """
-    timeline = _Timeline(experiments, activation_delay_ms)
-    rules = _Lateness(allowed_lateness_ms, watermark_ms)
+    return conclude(
+        screen(
+            exposures,
+            rewards,
+            experiments,
+            watermark_ms=watermark_ms,
+            allowed_lateness_ms=allowed_lateness_ms,
+            activation_delay_ms=activation_delay_ms,
+            limits=limits,
+            behind_watermark=behind_watermark,
+        ),
+        partition=partition,
+    )
+
+
+def screen(
+    exposures: Sequence[LoggedRecord],
+    rewards: Sequence[LoggedRecord],
+    experiments: Sequence[LoggedSpec],
+    *,
+    watermark_ms: int | None,
+    allowed_lateness_ms: int,
+    activation_delay_ms: int,
+    limits: Limits,
+    behind_watermark: Mapping[str, Collection[int]],
+) -> Screening:
+    """Take a prefix through steps 1 to 4; the arguments are those of `recompute`."""
+    timeline = Timeline(experiments, activation_delay_ms)
+    rules = Lateness(allowed_lateness_ms, watermark_ms)
     seen = _screen(
         exposures,
         lambda raw: _examine_exposure(raw, timeline, limits),
@@ -132,6 +159,13 @@ def recompute(
         rules,
         frozenset(behind_watermark.get(REWARDS, ())),
     )
+    return Screening(timeline, rules, seen, heard)
+
+
+def conclude(screening: Screening, *, partition: int) -> Recomputed:
+    """Take a screened prefix through steps 5 and 6 to its statistics; changes nothing in it."""
+    timeline, rules = screening.timeline, screening.rules
+    seen, heard = screening.seen.copy(), screening.heard.copy()
     populations = _populations(seen, timeline)
     hits = _attribute(heard, populations, timeline, rules)
     return Recomputed(
@@ -149,6 +183,14 @@ def recompute(
             **{(REWARDS, offset): reason for offset, reason in heard.reasons.items()},
         },
     )
+
+
+def statistics_of(screening: Screening, version: VersionKey) -> ExperimentStatistics:
+    """Return the statistics of one experiment version alone; changes nothing in `screening`."""
+    timeline, rules = screening.timeline, screening.rules
+    populations = _populations(screening.seen.copy(), timeline)
+    hits = _attribute(screening.heard.copy(), populations, timeline, rules)
+    return _statistics(timeline.designs[version], populations.get(version, {}), hits.get(version, {}), rules)
 
 
 # Terms: log time, spec in force, lateness
@@ -208,7 +250,7 @@ class _Era:
         return [one for one in listening if reward.experiment in (None, one.version[0])]
 
 
-class _Timeline:
+class Timeline:
     """Which spec of each experiment is in force at a log time.
 
     Attributes:
@@ -263,7 +305,7 @@ class _Timeline:
         return record
 
 
-class _Lateness(NamedTuple):
+class Lateness(NamedTuple):
     """Allowed lateness and the watermark it is compared with."""
 
     allowed_ms: int
@@ -281,7 +323,7 @@ class _Lateness(NamedTuple):
 # Outcome of a record, steps 1 to 4
 
 
-class _Admitted(NamedTuple, Generic[Event]):
+class Admitted(NamedTuple, Generic[Event]):
     """A record that came past step 4."""
 
     event_ms: int
@@ -291,22 +333,41 @@ class _Admitted(NamedTuple, Generic[Event]):
 
 
 @dataclass(slots=True)
-class _Screened(Generic[Event]):
-    """A topic partition after steps 1 to 4; the fates of the admitted are still to come."""
+class Screened(Generic[Event]):
+    """A topic partition after steps 1 to 4; the fates of the admitted are still to come.
+
+    Attributes:
+        refused: what was decoded and routed, and is late or a duplicate.
+
+    """
 
     fates: dict[int, Fate] = field(default_factory=dict)
     reasons: dict[int, Reason] = field(default_factory=dict)
-    admitted: list[_Admitted[Event]] = field(default_factory=list)
+    admitted: list[Admitted[Event]] = field(default_factory=list)
+    refused: list[Admitted[Event]] = field(default_factory=list)
+
+    def copy(self) -> Screened[Event]:
+        """Return the same with fates that can be added to; the records are shared."""
+        return Screened(dict(self.fates), self.reasons, self.admitted, self.refused)
+
+
+class Screening(NamedTuple):
+    """Both topics of a prefix after steps 1 to 4, and what the rest follows from."""
+
+    timeline: Timeline
+    rules: Lateness
+    seen: Screened[Exposure]
+    heard: Screened[Reward]
 
 
 def _screen(
     records: Sequence[LoggedRecord],
     examine: Callable[[RawRecord], Event | Fate],
-    rules: _Lateness,
+    rules: Lateness,
     behind: frozenset[int],
-) -> _Screened[Event]:
+) -> Screened[Event]:
     """Take each record of a topic partition through steps 1 to 4, in the order of its log."""
-    screened: _Screened[Event] = _Screened()
+    screened: Screened[Event] = Screened()
     newest_copy_ms: dict[tuple[str, str], int] = {}
     for record, log_ms in zip(records, log_times([record.timestamp_ms for record in records]), strict=True):
         try:
@@ -320,17 +381,20 @@ def _screen(
             continue
         event_ms = epoch_ms(verdict.time)
         identity = (verdict.source, verdict.id)
+        entered = Admitted(event_ms, record.offset, log_ms, verdict)
         if log_ms - event_ms > rules.allowed_ms or (record.offset in behind and rules.passed(event_ms)):
             screened.fates[record.offset] = Fate.LATE
+            screened.refused.append(entered)
         elif identity in newest_copy_ms and newest_copy_ms[identity] + rules.allowed_ms >= log_ms:
             screened.fates[record.offset] = Fate.DUPLICATE
+            screened.refused.append(entered)
         else:
             newest_copy_ms[identity] = max(event_ms, newest_copy_ms.get(identity, event_ms))
-            screened.admitted.append(_Admitted(event_ms, record.offset, log_ms, verdict))
+            screened.admitted.append(entered)
     return screened
 
 
-def _examine_exposure(raw: RawRecord, timeline: _Timeline, limits: Limits) -> Exposure | Fate:
+def _examine_exposure(raw: RawRecord, timeline: Timeline, limits: Limits) -> Exposure | Fate:
     """Take a record through steps 1 and 2; raises RecordRejected."""
     exposure = decode_exposure(raw, limits)
     in_force = timeline.at(raw.log_time_ms).records
@@ -348,7 +412,7 @@ def _examine_exposure(raw: RawRecord, timeline: _Timeline, limits: Limits) -> Ex
     return exposure
 
 
-def _examine_reward(raw: RawRecord, timeline: _Timeline, limits: Limits) -> Reward | Fate:
+def _examine_reward(raw: RawRecord, timeline: Timeline, limits: Limits) -> Reward | Fate:
     """Take a record through steps 1 and 2; raises RecordRejected."""
     reward = decode_reward(raw, limits)
     era = timeline.at(raw.log_time_ms)
@@ -379,9 +443,9 @@ class _Unit(NamedTuple):
     crossover: bool
 
 
-def _populations(seen: _Screened[Exposure], timeline: _Timeline) -> dict[VersionKey, dict[str, _Unit]]:
+def _populations(seen: Screened[Exposure], timeline: Timeline) -> dict[VersionKey, dict[str, _Unit]]:
     """Return the units of each experiment version (step 5); notes the fates of their exposures."""
-    exposures: dict[tuple[VersionKey, str], list[_Admitted[Exposure]]] = defaultdict(list)
+    exposures: dict[tuple[VersionKey, str], list[Admitted[Exposure]]] = defaultdict(list)
     for one in seen.admitted:
         record = timeline.record(one.event.experiment, one.log_ms)
         exposures[((one.event.experiment, record.spec.version), one.event.unit)].append(one)
@@ -402,7 +466,7 @@ def _populations(seen: _Screened[Exposure], timeline: _Timeline) -> dict[Version
     return populations
 
 
-def _epoch(first: _Admitted[Exposure], record: ExperimentRecord) -> int:
+def _epoch(first: Admitted[Exposure], record: ExperimentRecord) -> int:
     """Return the weight epoch that the exposure names, else the newest one effective at its event time."""
     if first.event.weight_epoch is not None:
         return first.event.weight_epoch
@@ -448,10 +512,10 @@ _Hits: TypeAlias = dict[tuple[tuple[str, bool], str], list[_Hit]]
 
 
 def _attribute(
-    heard: _Screened[Reward],
+    heard: Screened[Reward],
     populations: Mapping[VersionKey, Mapping[str, _Unit]],
-    timeline: _Timeline,
-    rules: _Lateness,
+    timeline: Timeline,
+    rules: Lateness,
 ) -> dict[VersionKey, _Hits]:
     """Return the rewards of each unit and metric (step 6); notes the fates of the rewards."""
     hits: dict[VersionKey, _Hits] = defaultdict(lambda: defaultdict(list))
@@ -487,7 +551,7 @@ def quantised(stream: Stream, value: float) -> int | None:
 
 
 def _statistics(
-    design: ExperimentSpec, population: Mapping[str, _Unit], hits: _Hits, rules: _Lateness
+    design: ExperimentSpec, population: Mapping[str, _Unit], hits: _Hits, rules: Lateness
 ) -> ExperimentStatistics:
     clean = {name: unit for name, unit in population.items() if not unit.crossover}
     units: dict[tuple[str, int, str], int] = defaultdict(int)
