@@ -185,12 +185,17 @@ def conclude(screening: Screening, *, partition: int) -> Recomputed:
     )
 
 
+def members_of(screening: Screening, version: VersionKey) -> tuple[Mapping[str, Unit], Hits]:
+    """Return the units of one experiment version and their rewards; changes nothing in `screening`."""
+    populations = _populations(screening.seen.copy(), screening.timeline)
+    hits = _attribute(screening.heard.copy(), populations, screening.timeline, screening.rules)
+    return populations.get(version, {}), hits.get(version, {})
+
+
 def statistics_of(screening: Screening, version: VersionKey) -> ExperimentStatistics:
     """Return the statistics of one experiment version alone; changes nothing in `screening`."""
-    timeline, rules = screening.timeline, screening.rules
-    populations = _populations(screening.seen.copy(), timeline)
-    hits = _attribute(screening.heard.copy(), populations, timeline, rules)
-    return _statistics(timeline.designs[version], populations.get(version, {}), hits.get(version, {}), rules)
+    units, hits = members_of(screening, version)
+    return _statistics(screening.timeline.designs[version], units, hits, screening.rules)
 
 
 # Terms: log time, spec in force, lateness
@@ -432,7 +437,7 @@ def _examine_reward(raw: RawRecord, timeline: Timeline, limits: Limits) -> Rewar
 # Step 5: units and crossovers
 
 
-class _Unit(NamedTuple):
+class Unit(NamedTuple):
     """A unit as its first exposure fixes it; `segments` are all the rows it stands in."""
 
     t0_ms: int
@@ -443,19 +448,19 @@ class _Unit(NamedTuple):
     crossover: bool
 
 
-def _populations(seen: Screened[Exposure], timeline: Timeline) -> dict[VersionKey, dict[str, _Unit]]:
+def _populations(seen: Screened[Exposure], timeline: Timeline) -> dict[VersionKey, dict[str, Unit]]:
     """Return the units of each experiment version (step 5); notes the fates of their exposures."""
     exposures: dict[tuple[VersionKey, str], list[Admitted[Exposure]]] = defaultdict(list)
     for one in seen.admitted:
         record = timeline.record(one.event.experiment, one.log_ms)
         exposures[((one.event.experiment, record.spec.version), one.event.unit)].append(one)
-    populations: dict[VersionKey, dict[str, _Unit]] = defaultdict(dict)
+    populations: dict[VersionKey, dict[str, Unit]] = defaultdict(dict)
     for (version, unit), of_unit in exposures.items():
         arms = {one.event.arm for one in of_unit}
         fate = Fate.CROSSOVER if len(arms) > 1 else Fate.COUNTED
         seen.fates.update((one.offset, fate) for one in of_unit)
         first = min(of_unit, key=lambda one: (one.event_ms, one.offset))
-        populations[version][unit] = _Unit(
+        populations[version][unit] = Unit(
             t0_ms=first.event_ms,
             arm=first.event.arm,
             epoch=_epoch(first, timeline.record(version[0], first.log_ms)),
@@ -499,7 +504,7 @@ def _covariate(exposure: Exposure, covariate: Covariate | None) -> int:
 # Step 6: attribution of rewards
 
 
-class _Hit(NamedTuple):
+class Hit(NamedTuple):
     """A settled reward in the window of a unit; `steps` is None where the stream refuses it."""
 
     event_ms: int
@@ -507,18 +512,18 @@ class _Hit(NamedTuple):
     steps: int | None
 
 
-_Hits: TypeAlias = dict[tuple[tuple[str, bool], str], list[_Hit]]
+Hits: TypeAlias = dict[tuple[tuple[str, bool], str], list[Hit]]
 """By the stream's name and the unit."""
 
 
 def _attribute(
     heard: Screened[Reward],
-    populations: Mapping[VersionKey, Mapping[str, _Unit]],
+    populations: Mapping[VersionKey, Mapping[str, Unit]],
     timeline: Timeline,
     rules: Lateness,
-) -> dict[VersionKey, _Hits]:
+) -> dict[VersionKey, Hits]:
     """Return the rewards of each unit and metric (step 6); notes the fates of the rewards."""
-    hits: dict[VersionKey, _Hits] = defaultdict(lambda: defaultdict(list))
+    hits: dict[VersionKey, Hits] = defaultdict(lambda: defaultdict(list))
     for one in heard.admitted:
         if not rules.passed(one.event_ms):
             heard.fates[one.offset] = Fate.WAITING
@@ -529,7 +534,7 @@ def _attribute(
             if unit is not None and unit.t0_ms <= one.event_ms < unit.t0_ms + stream.metric.window_ms:
                 heard.fates[one.offset] = Fate.COUNTED
                 steps = quantised(stream, one.event.value)
-                hits[version][stream.name, one.event.unit].append(_Hit(one.event_ms, one.offset, steps))
+                hits[version][stream.name, one.event.unit].append(Hit(one.event_ms, one.offset, steps))
     return hits
 
 
@@ -551,7 +556,7 @@ def quantised(stream: Stream, value: float) -> int | None:
 
 
 def _statistics(
-    design: ExperimentSpec, population: Mapping[str, _Unit], hits: _Hits, rules: Lateness
+    design: ExperimentSpec, population: Mapping[str, Unit], hits: Hits, rules: Lateness
 ) -> ExperimentStatistics:
     clean = {name: unit for name, unit in population.items() if not unit.crossover}
     units: dict[tuple[str, int, str], int] = defaultdict(int)
@@ -584,7 +589,7 @@ class _Tables:
         self.events: dict[MetricKey, tuple[int, ...]] = {}
         self.histograms: dict[MetricKey, dict[int, int]] = defaultdict(lambda: defaultdict(int))
 
-    def enter(self, metric: Metric, unit: _Unit, accepted: list[list[int]]) -> None:
+    def enter(self, metric: Metric, unit: Unit, accepted: list[list[int]]) -> None:
         """Let a unit in with the accepted rewards of each stream of the metric, in order."""
         values = [
             folded(one.fields.folds_by, steps) for one, steps in zip(streams(metric), accepted, strict=True)
@@ -608,7 +613,7 @@ def _add(table: dict[MetricKey, tuple[int, ...]], key: MetricKey, numbers: tuple
     table[key] = tuple(map(sum, zip(table.get(key, (0,) * len(numbers)), numbers, strict=True)))
 
 
-def _accepted(hits: _Hits, stream: Stream, unit: str) -> list[int]:
+def _accepted(hits: Hits, stream: Stream, unit: str) -> list[int]:
     """Return the accepted rewards of a unit and stream in steps, by event time, then offset."""
     ordered = sorted(hits.get((stream.name, unit), []), key=lambda hit: (hit.event_ms, hit.offset))
     return [hit.steps for hit in ordered if hit.steps is not None]
@@ -634,7 +639,7 @@ _EDGES = [*range(1, 64), *(edge for e in range(1, 36) for edge in range(32 << e,
 """Lower edges of all bins but the first, up to the largest value."""
 
 
-def _out_of_range(hits: _Hits) -> dict[str, int]:
+def _out_of_range(hits: Hits) -> dict[str, int]:
     refused: dict[str, int] = defaultdict(int)
     for ((metric, _), _), of_unit in hits.items():
         refused[metric] += sum(hit.steps is None for hit in of_unit)
