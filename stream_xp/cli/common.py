@@ -30,6 +30,11 @@ _SETTING_HELP: Final = {
     "min_insync_replicas": ("N", "Copies that must have a write before it is acknowledged."),
     "group_id": ("TEXT", "Consumer group of the workers."),
     "roles": ("ingest,decide", "Stages that this worker runs."),
+    "allowed_lateness_ms": ("MS", "Append time minus event time over which an event is late."),
+    "activation_delay_ms": ("MS", "Append time from which a spec governs, after its own append time."),
+    "future_tolerance_ms": ("MS", "Event time minus append time over which an event is dead-lettered."),
+    "max_record_bytes": ("BYTES", "Longest record that is decoded."),
+    "idle_grace_ms": ("MS", "How long a quiet partition holds the watermark back."),
 }
 
 

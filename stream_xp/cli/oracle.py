@@ -9,24 +9,31 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from stream_xp.cli.common import EXIT_FAILED, OneLineError, json_option, print_json, with_settings
-from stream_xp.errors import DependencyError
-from stream_xp.services.oracle.service import OracleReport, check
+from stream_xp.errors import ConfigError, DependencyError
+from stream_xp.services.oracle.service import OracleReport, examine
 
 if TYPE_CHECKING:
     from stream_xp.services.oracle.reading import ReadStep
     from stream_xp.settings import Settings
 
-EXIT_BROKER = 2
+EXIT_UNKNOWN = 2
 
 
 @click.command()
-@with_settings("bootstrap", "broker", "prefix")
+@with_settings(
+    "bootstrap", "broker", "prefix", "activation_delay_ms", "future_tolerance_ms", "max_record_bytes"
+)
 @json_option
 def oracle(settings: Settings, *, as_json: bool) -> None:
     r"""Recompute all statistics from the raw topics and compare them byte for byte.
 
-    Reads the topics without a consumer group and changes nothing. Exits 0 if every statistics record equals
-    the raw topics, 1 if one differs, 2 if the topics cannot be read.
+    Reads the topics without a consumer group and changes nothing. On a difference it names the first experiment,
+    metric, arm and offset that differ, and what would explain it. Exits 0 if every statistics record equals the
+    raw topics, 1 if one differs, 2 if it cannot say: no answer, a topic is missing, or the log no longer reaches
+    back.
+
+    Statistics name the settings that they were computed under; the options for them are only used where a record
+    names none.
 
     \b
     Examples:
@@ -34,20 +41,29 @@ def oracle(settings: Settings, *, as_json: bool) -> None:
       stream-xp oracle --bootstrap kafka-1:9092 --prefix staging.xp. --json
     """
     try:
-        report = _check_with_progress(settings)
-    except DependencyError as error:
+        report = _examine_with_progress(settings)
+    except (DependencyError, ConfigError) as error:
+        if as_json:
+            print_json({"equal": None, "reason": str(error)})
         refusal = OneLineError(error)
-        refusal.exit_code = EXIT_BROKER
+        refusal.exit_code = EXIT_UNKNOWN
         raise refusal from error
     if as_json:
         print_json(report)
     else:
-        _print(report)
-    if not report.equal:
-        raise click.exceptions.Exit(EXIT_FAILED)
+        _print(report, settings.prefix)
+    if code := exit_code(report):
+        raise click.exceptions.Exit(code)
 
 
-def _check_with_progress(settings: Settings) -> OracleReport:
+def exit_code(report: OracleReport) -> int:
+    """Return 0 if all is equal, 1 if something surely differs, else 2."""
+    if any(not difference.unsure for difference in report.differences):
+        return EXIT_FAILED
+    return 0 if report.equal else EXIT_UNKNOWN
+
+
+def _examine_with_progress(settings: Settings) -> OracleReport:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as display:
         task = display.add_task("reading", total=None)
@@ -56,14 +72,25 @@ def _check_with_progress(settings: Settings) -> OracleReport:
             name = f"{step.topic}[{step.partition}]"
             display.update(task, description=name, completed=step.done, total=step.total)
 
-        return check(settings, progress=show)
+        return examine(settings, progress=show)
 
 
-def _print(report: OracleReport) -> None:
+def _print(report: OracleReport, prefix: str) -> None:
     for difference in report.differences:
-        click.echo(f"different: {difference}")
+        _say(f"{'cannot say' if difference.unsure else 'different'}: {difference}")
+        for line in difference.details(prefix):
+            _say(f"  {line}")
+    for gap in report.unchecked:
+        _say(f"not checked: {gap}")
+    for note in report.notes:
+        _say(f"note: {note}")
+    verdict = {0: "equal", EXIT_FAILED: "different", EXIT_UNKNOWN: "cannot say"}[exit_code(report)]
     click.echo(
-        f"{'equal' if report.equal else 'different'}: {report.checked} statistics records of "
-        f"{len(report.experiments)} experiments, recomputed from {report.exposures} exposures and "
-        f"{report.rewards} rewards"
+        f"{verdict}: {report.checked} statistics records of {len(report.experiments)} experiments, "
+        f"recomputed from {report.exposures} exposures and {report.rewards} rewards"
     )
+
+
+def _say(line: str) -> None:
+    # A name on a topic must not be able to steer a terminal.
+    click.echo("".join(letter if letter.isprintable() else "?" for letter in line))

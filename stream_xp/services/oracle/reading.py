@@ -24,8 +24,16 @@ _POLL_MS: Final = 500
 _POLL_RECORDS: Final = 5_000
 
 
-class LogTruncatedError(DependencyError):
+class LogSpanError(DependencyError):
+    """The broker does not hold the records that the statistics were computed from."""
+
+
+class LogTruncatedError(LogSpanError):
     """The broker no longer holds records that the statistics were computed from."""
+
+
+class LogShortError(LogSpanError):
+    """The broker holds fewer records than the statistics were computed from."""
 
 
 class ReadStep(NamedTuple):
@@ -77,12 +85,18 @@ class LogReader:
         begin, end = self.bounds(topic, partition)
         return self._read(topic, partition, begin, end)
 
+    def read_after(self, topic: str, partition: int, *, last: int, most: int) -> list[LoggedRecord]:
+        """Return up to about `most` records that follow offset `last`."""
+        begin, end = self.bounds(topic, partition)
+        return self._read(topic, partition, max(begin, last + 1), min(end, last + 1 + most))
+
     def read_span(self, topic: str, partition: int, *, first: int, last: int) -> list[LoggedRecord]:
         """Return the records from offset `first` to offset `last`, both inclusive.
 
         Raises:
             LogTruncatedError: the partition begins after `first`.
-            DependencyError: the partition ends before `last`, or the broker stalls.
+            LogShortError: the partition ends before `last`.
+            DependencyError: the broker stalls.
 
         """
         begin, end = self.bounds(topic, partition)
@@ -92,7 +106,7 @@ class LogReader:
                 f"offset {first} on: retention has removed these records, so they cannot be checked any more"
             )
         if end <= last:
-            raise DependencyError(
+            raise LogShortError(
                 f"{topic}[{partition}] ends before offset {end}, but the statistics were computed up to "
                 f"offset {last}: the broker has lost records, or this is another broker's topic"
             )

@@ -3,143 +3,358 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
-from stream_xp.domain.codec import Limits
 from stream_xp.domain.experiment import ExperimentRecord
-from stream_xp.domain.statistics import Outcomes, PartitionStatistics, Progress
+from stream_xp.domain.statistics import Outcomes, PartitionStatistics, Rules
 from stream_xp.errors import ConfigError, DependencyError
 from stream_xp.services.oracle.compare import Mismatch, first_mismatch, outcome_mismatch
-from stream_xp.services.oracle.reading import LogReader, ReadStep, open_reader
+from stream_xp.services.oracle.explain import (
+    Case,
+    Explanation,
+    explain,
+    first_wrong,
+    outcome_contributors,
+)
+from stream_xp.services.oracle.prefixes import (
+    Logs,
+    Prefix,
+    earliest_watermark,
+    prefix_of,
+    read_logs,
+    read_on,
+    rules_of,
+    screened,
+    since,
+    within,
+)
+from stream_xp.services.oracle.reading import LogReader, LogSpanError, ReadStep, open_reader
 from stream_xp.services.oracle.recompute import (
     EXPOSURES,
     REWARDS,
-    LoggedRecord,
     LoggedSpec,
     Recomputed,
+    VersionKey,
+    conclude,
     log_times,
-    recompute,
+)
+from stream_xp.services.oracle.report import (
+    Difference,
+    Narrowed,
+    OffsetRange,
+    OracleReport,
+    Place,
+    Unchecked,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from stream_xp.settings import Settings
 
+__all__ = ["Difference", "OracleReport", "check", "examine", "read_specs", "read_statistics"]
+
+MAX_EXPLAINED: Final = 8
+"""Differences that are explained; the others are only named."""
+READ_AHEAD: Final = 2_000
+"""Records after the applied offset that are searched for another prefix."""
 _SPECS = msgspec.json.Decoder(ExperimentRecord)
 _STATISTICS = msgspec.json.Decoder(PartitionStatistics)
 
 
-class OffsetRange(msgspec.Struct, frozen=True, kw_only=True):
-    """Offsets of one source topic's partition, both inclusive; None before the first record."""
+class Published(NamedTuple):
+    """A statistics record, and where it stands."""
 
-    first: int | None
-    last: int | None
-
-
-class Difference(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The first value in which one statistics record and the raw topics disagree.
-
-    Attributes:
-        what: the value: `units`, `moments`, an outcome such as `rewards late`, …
-        engine: what stands on ``xp.stats``.
-        oracle: what the raw topics come to.
-        exposures, rewards: the offsets that both were computed from; the cause is among them.
-
-    """
-
-    experiment: str
-    version: int
-    partition: int
-    what: str
-    engine: str
-    oracle: str
-    exposures: OffsetRange
-    rewards: OffsetRange
-    metric: str | None = None
-    arm: str | None = None
-    epoch: int | None = None
-    segment: str | None = None
-
-    def __str__(self) -> str:
-        named = (("metric", self.metric), ("arm", self.arm), ("epoch", self.epoch), ("segment", self.segment))
-        where = "".join(f", {name} {value}" for name, value in named if value not in (None, ""))
-        return (
-            f"{self.experiment} version {self.version}, partition {self.partition}{where}: {self.what}: "
-            f"engine {self.engine}, oracle {self.oracle} (exposures {self.exposures.first} to "
-            f"{self.exposures.last}, rewards {self.rewards.first} to {self.rewards.last})"
-        )
-
-
-class OracleReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What the oracle found.
-
-    Attributes:
-        equal: whether every checked record equals the raw topics byte for byte.
-        checked: statistics records compared.
-        exposures, rewards: raw records read.
-        differences: the first difference of each statistics record that has one.
-
-    """
-
-    equal: bool
-    checked: int
-    exposures: int
-    rewards: int
-    experiments: tuple[str, ...]
-    differences: tuple[Difference, ...]
-
-
-class _Prefix(NamedTuple):
-    """What the statistics of a source partition are a function of."""
-
-    exposures: tuple[int | None, int | None]
-    rewards: tuple[int | None, int | None]
-    watermark_ms: int | None
-    allowed_lateness_ms: int
-    behind_watermark: tuple[tuple[str, tuple[int, ...]], ...]
-
-
-_Group: TypeAlias = dict[_Prefix, list[PartitionStatistics]]
+    place: Place
+    key: bytes | None
+    record: PartitionStatistics
 
 
 def check(settings: Settings, *, progress: Callable[[ReadStep], None] | None = None) -> OracleReport:
-    """Recompute every statistics record from the raw topics and compare byte for byte.
+    """Recompute every statistics record from the raw topics and compare byte for byte; all or nothing.
+
+    Raises:
+        ConfigError: ``xp.stats`` is empty: there is nothing to check.
+        LogTruncatedError: the raw topics no longer reach back to the records that were counted.
+        LogShortError: they end before the records that were counted.
+        DependencyError: the broker did not answer in time.
+
+    """
+    return _examination(settings, progress, _raise)
+
+
+def examine(settings: Settings, *, progress: Callable[[ReadStep], None] | None = None) -> OracleReport:
+    """Recompute what can be recomputed, and name what cannot.
 
     Memory grows with the raw records of one source partition, which are held as they are read.
 
     Raises:
         ConfigError: ``xp.stats`` is empty: there is nothing to check.
-        LogTruncatedError: the raw topics no longer reach back to the records that were counted.
         DependencyError: the broker did not answer in time.
 
     """
+    return _examination(settings, progress, lambda _: None)
+
+
+def _raise(error: LogSpanError) -> None:
+    raise error
+
+
+def _examination(
+    settings: Settings,
+    progress: Callable[[ReadStep], None] | None,
+    on_gap: Callable[[LogSpanError], None],
+) -> OracleReport:
     with open_reader(settings, progress=progress) as reader:
-        experiments = read_specs(reader, settings)
-        newest = read_statistics(reader, settings)
-        if not newest:
+        published = read_published(reader, settings)
+        if not published:
             raise ConfigError(f"{settings.topic('stats')} holds no statistics: there is nothing to check")
-        by_partition: dict[int, _Group] = defaultdict(lambda: defaultdict(list))
-        for record in newest:
-            by_partition[record.partition][_prefix(record)].append(record)
-        found: list[Difference] = []
-        read = {EXPOSURES: 0, REWARDS: 0}
-        for partition, prefixes in sorted(by_partition.items()):
-            logs = _read_logs(reader, settings, partition, list(prefixes))
-            for topic, records in logs.items():
-                read[topic] += len(records)
-            for prefix, group in prefixes.items():
-                found += _check_prefix(settings, partition, prefix, group, logs=logs, experiments=experiments)
-    return OracleReport(
-        equal=not found,
-        checked=len(newest),
-        exposures=read[EXPOSURES],
-        rewards=read[REWARDS],
-        experiments=tuple(sorted({record.experiment for record in newest})),
-        differences=tuple(found),
+        examination = _Examination(reader, settings, published, on_gap)
+        return examination.report()
+
+
+class _Examination:
+    """One run of the oracle over all source partitions."""
+
+    def __init__(
+        self,
+        reader: LogReader,
+        settings: Settings,
+        published: Sequence[Published],
+        on_gap: Callable[[LogSpanError], None],
+    ) -> None:
+        self._reader = reader
+        self._settings = settings
+        self._published = published
+        self._on_gap = on_gap
+        self._own_rules = rules_of(settings)
+        self._specs = read_specs(reader, settings)
+        self._read = {EXPOSURES: 0, REWARDS: 0}
+        self._checked = 0
+        self._differences: list[Difference] = []
+        self._unchecked: list[Unchecked] = []
+        self._unpublished: list[Difference] = []
+
+    def report(self) -> OracleReport:
+        """Check every source partition that has statistics."""
+        partitions: dict[int, list[Published]] = defaultdict(list)
+        for one in self._published:
+            partitions[one.record.partition].append(one)
+        for partition, group in sorted(partitions.items()):
+            self._check_partition(partition, group)
+        if self._unpublished:
+            self._differences += self._still_unpublished()
+        return OracleReport(
+            equal=not self._differences and not self._unchecked,
+            checked=self._checked,
+            exposures=self._read[EXPOSURES],
+            rewards=self._read[REWARDS],
+            experiments=tuple(sorted({one.record.experiment for one in self._published})),
+            differences=tuple(sorted(self._differences, key=lambda one: (one.experiment, one.partition))),
+            unchecked=tuple(self._unchecked),
+            notes=tuple(self._notes(partitions)),
+        )
+
+    def _check_partition(self, partition: int, group: Sequence[Published]) -> None:
+        prefixes: dict[Prefix, list[Published]] = defaultdict(list)
+        for one in group:
+            prefixes[self._prefix(one.record)].append(one)
+        try:
+            logs = read_logs(self._reader, self._settings, list(prefixes))
+        except LogSpanError as error:
+            self._on_gap(error)
+            names = tuple(sorted({one.record.experiment for one in group}))
+            self._unchecked.append(Unchecked(partition=partition, experiments=names, reason=str(error)))
+            return
+        for topic, records in logs.items():
+            self._read[topic] += len(records)
+        truths = {prefix: self._truth(prefix, logs) for prefix in prefixes}
+        for prefix, members in prefixes.items():
+            self._check_prefix(prefix, members, truths[prefix], logs)
+        earliest = min(prefixes, key=lambda one: (one.exposures[1] or 0) + (one.rewards[1] or 0))
+        self._unpublished += _without_record(earliest, truths[earliest], [one.record for one in group])
+
+    def _check_prefix(
+        self, prefix: Prefix, members: Sequence[Published], truth: Recomputed, logs: Logs
+    ) -> None:
+        earliest_ms = earliest_watermark(within(prefix, logs))
+        for one in members:
+            self._checked += 1
+            mismatch = _mismatch(one.record, truth, earliest_ms)
+            if mismatch is None:
+                continue
+            difference = _difference(one, mismatch, notes=_rule_notes(one.record, self._own_rules))
+            if len(self._differences) < MAX_EXPLAINED:
+                difference = self._explained(difference, one, logs)
+            self._differences.append(difference)
+
+    def _prefix(self, record: PartitionStatistics) -> Prefix:
+        return prefix_of(record, self._own_rules)
+
+    def _truth(self, prefix: Prefix, logs: Logs) -> Recomputed:
+        return conclude(screened(prefix, within(prefix, logs), self._specs), partition=prefix.partition)
+
+    # --- why -----------------------------------------------------------------------------------------------
+
+    def _explained(self, difference: Difference, newest: Published, logs: Logs) -> Difference:
+        """Go back to the first record that differs, and look for what explains it."""
+        history = self._history(newest)
+        at = first_wrong(len(history), lambda place: self._found(history[place].record, logs) is not None)
+        wrong, right = history[at], history[at - 1] if at else None
+        mismatch, changed = self._found(wrong.record, logs), _changed_rules(history)
+        return msgspec.structs.replace(
+            difference,
+            narrowed=self._narrowed(len(history), wrong, right) if history[1:] else None,
+            explanation=None if mismatch is None else self._explanation(wrong, mismatch, right, logs),
+            notes=(*difference.notes, *([_CHANGED] if changed else [])),
+            unsure=changed,
+        )
+
+    def _history(self, newest: Published) -> list[Published]:
+        """Return what was published under the key and still stands there, from the same first offsets on."""
+        place = newest.place
+        begun = (newest.record.exposures.first_offset, newest.record.rewards.first_offset)
+        found = {newest.record.position(): newest}
+        for one in _published(self._reader, self._settings, place.partition, key=newest.key):
+            began = (one.record.exposures.first_offset, one.record.rewards.first_offset)
+            known = all(first in (None, other) for first, other in zip(began, begun, strict=True))
+            if known and one.record.version == newest.record.version and newest.record.newer_than(one.record):
+                found.setdefault(one.record.position(), one)
+        return [one for _, one in sorted(found.items())]
+
+    def _found(self, record: PartitionStatistics, logs: Logs) -> Mismatch | None:
+        prefix = self._prefix(record)
+        return _mismatch(record, self._truth(prefix, logs), earliest_watermark(within(prefix, logs)))
+
+    def _narrowed(self, records: int, wrong: Published, right: Published | None) -> Narrowed:
+        return Narrowed(
+            records=records,
+            wrong=wrong.place,
+            wrong_until=self._prefix(wrong.record).end,
+            right=None if right is None else right.place,
+            right_until=None if right is None else self._prefix(right.record).end,
+        )
+
+    def _explanation(
+        self, wrong: Published, mismatch: Mismatch, right: Published | None, logs: Logs
+    ) -> Explanation | None:
+        record, prefix = wrong.record, self._prefix(wrong.record)
+        before = None if right is None else self._prefix(right.record).end
+        version = (record.experiment, record.version)
+        truth = self._truth(prefix, logs)
+        if version not in truth.statistics or mismatch.what in ("watermark_ms", "conservation"):
+            return None
+        if record.statistics == truth.statistics[version]:
+            return _outcome_explanation(record, truth, mismatch)
+        further = read_on(self._reader, self._settings, prefix.partition, logs, most=READ_AHEAD)
+        case = Case(
+            version, record.statistics, screened(prefix, since(prefix, further), self._specs), prefix.end
+        )
+        watermarks = {
+            earliest_watermark(within(prefix, logs)),
+            None if right is None else right.record.watermark_ms,
+        }
+        known = set() if record.behind_watermark else {one for one in watermarks if one is not None}
+        return explain(case, mismatch, since=before, watermarks=known)
+
+    # --- what else is to be said -------------------------------------------------------------------------
+
+    def _still_unpublished(self) -> list[Difference]:
+        """Return the versions without statistics that have none now either: records are written in turn."""
+        now = {
+            (one.record.experiment, one.record.partition)
+            for one in read_published(self._reader, self._settings)
+        }
+        return [one for one in self._unpublished if (one.experiment, one.partition) not in now]
+
+    def _notes(self, partitions: dict[int, list[Published]]) -> Iterable[str]:
+        named = {one.record.rules for one in self._published if one.record.rules is not None}
+        for rules in sorted(named - {self._own_rules}, key=str):
+            yield (
+                f"a worker's settings are not those of this command, and were used in their place: "
+                f"{_rule_text(rules, self._own_rules)}"
+            )
+        lateness = {one.record.allowed_lateness_ms for one in self._published}
+        for allowed_ms in sorted(lateness - {self._settings.allowed_lateness_ms}):
+            yield (
+                f"a worker's allowed lateness of {allowed_ms} ms is not that of this command "
+                f"({self._settings.allowed_lateness_ms} ms), and was used in its place"
+            )
+        if any(one.record.rules is None for one in self._published):
+            yield (
+                "some statistics do not say under which activation delay, future tolerance and record limit they "
+                "were computed; those of this command were used"
+            )
+        topic = self._settings.topic(EXPOSURES)
+        for partition in self._reader.partitions(topic):
+            if partition not in partitions and self._reader.bounds(topic, partition)[1] > 0:
+                yield f"{topic}[{partition}] has records, and no statistics were published from it"
+
+
+def _without_record(
+    prefix: Prefix, truth: Recomputed, records: Sequence[PartitionStatistics]
+) -> list[Difference]:
+    """Return a difference for each experiment that has units in the prefix and no statistics at all."""
+    published = {record.experiment for record in records}
+    newest: dict[str, VersionKey] = {}
+    for version, statistics in sorted(truth.statistics.items()):
+        if version[0] not in published and (statistics.units or statistics.crossover_units):
+            newest[version[0]] = version
+    return [
+        Difference(
+            experiment=experiment,
+            version=version[1],
+            partition=prefix.partition,
+            what="statistics",
+            engine="none",
+            oracle=f"{sum(row.units for row in truth.statistics[version].units if not row.segment)} units",
+            exposures=OffsetRange(first=prefix.exposures[0], last=prefix.exposures[1]),
+            rewards=OffsetRange(first=prefix.rewards[0], last=prefix.rewards[1]),
+        )
+        for experiment, version in newest.items()
+    ]
+
+
+def _rule_notes(record: PartitionStatistics, own: Rules) -> tuple[str, ...]:
+    if record.rules is not None:
+        return ()
+    used = ", ".join(f"{name} {value}" for name, value in msgspec.structs.asdict(own).items())
+    note = (
+        f"computed with the settings of this command ({used}), because the record names none: a worker with "
+        "other settings looks like this, too"
     )
+    return (note,)
+
+
+def _changed_rules(history: Sequence[Published]) -> bool:
+    return len({(one.record.rules, one.record.allowed_lateness_ms) for one in history}) > 1
+
+
+_CHANGED: Final = (
+    "cannot say: the worker's settings changed between these records; what was applied before is counted under "
+    "the old ones, which the newest record no longer names"
+)
+
+
+def _rule_text(rules: Rules, own: Rules) -> str:
+    theirs, ours = msgspec.structs.asdict(rules), msgspec.structs.asdict(own)
+    return ", ".join(
+        f"{name} {value} (here {ours[name]})" for name, value in theirs.items() if value != ours[name]
+    )
+
+
+def _outcome_explanation(record: PartitionStatistics, truth: Recomputed, mismatch: Mismatch) -> Explanation:
+    topic = mismatch.what.partition(" ")[0]
+    seen = topic == EXPOSURES
+    contributors = outcome_contributors(
+        topic,
+        record.exposure_outcomes if seen else record.reward_outcomes,
+        truth.exposure_outcomes if seen else truth.reward_outcomes,
+        truth.exposure_fates if seen else truth.reward_fates,
+    )
+    return Explanation(contributors=contributors)
 
 
 def read_specs(reader: LogReader, settings: Settings) -> list[LoggedSpec]:
@@ -160,103 +375,43 @@ def read_specs(reader: LogReader, settings: Settings) -> list[LoggedSpec]:
 
 def read_statistics(reader: LogReader, settings: Settings) -> list[PartitionStatistics]:
     """Return the newest record under each key of ``xp.stats``."""
-    topic = settings.topic("stats")
-    newest: dict[bytes | None, PartitionStatistics] = {}
-    for partition in reader.partitions(topic):
-        for one in reader.read_all(topic, partition):
-            if not one.value:
-                newest.pop(one.key, None)
-                continue
-            try:
-                record = _STATISTICS.decode(one.value)
-            except msgspec.MsgspecError as error:
-                raise DependencyError(f"{topic}[{partition}] offset {one.offset}: {error}") from error
-            if one.key not in newest or record.newer_than(newest[one.key]):
-                newest[one.key] = record
-    return sorted(newest.values(), key=lambda record: (record.experiment, record.version, record.partition))
+    return [one.record for one in read_published(reader, settings)]
 
 
-def _prefix(record: PartitionStatistics) -> _Prefix:
-    return _Prefix(
-        exposures=_span(record.exposures),
-        rewards=_span(record.rewards),
-        watermark_ms=record.watermark_ms,
-        allowed_lateness_ms=record.allowed_lateness_ms,
-        behind_watermark=tuple(sorted(record.behind_watermark.items())),
+def read_published(reader: LogReader, settings: Settings) -> list[Published]:
+    """Return the newest record under each key of ``xp.stats``, and where it stands."""
+    newest: dict[bytes | None, Published] = {}
+    for partition in reader.partitions(settings.topic("stats")):
+        for one in _published(reader, settings, partition, forget=newest):
+            if one.key not in newest or one.record.newer_than(newest[one.key].record):
+                newest[one.key] = one
+    return sorted(
+        newest.values(), key=lambda one: (one.record.experiment, one.record.version, one.record.partition)
     )
 
 
-def _span(progress: Progress) -> tuple[int | None, int | None]:
-    return (progress.first_offset, progress.applied_offset)
-
-
-def _read_logs(
-    reader: LogReader, settings: Settings, partition: int, prefixes: Sequence[_Prefix]
-) -> dict[str, list[LoggedRecord]]:
-    """Read each raw topic once, over all the spans that are needed of it."""
-    spans = {
-        EXPOSURES: [prefix.exposures for prefix in prefixes],
-        REWARDS: [prefix.rewards for prefix in prefixes],
-    }
-    logs: dict[str, list[LoggedRecord]] = {}
-    for topic, wanted in spans.items():
-        known = [(first, last) for first, last in wanted if first is not None and last is not None]
-        logs[topic] = (
-            reader.read_span(
-                settings.topic(topic),
-                partition,
-                first=min(first for first, _ in known),
-                last=max(last for _, last in known),
-            )
-            if known
-            else []
-        )
-    return logs
-
-
-def _within(records: list[LoggedRecord], span: tuple[int | None, int | None]) -> list[LoggedRecord]:
-    first, last = span
-    if first is None or last is None:
-        return []
-    return [record for record in records if first <= record.offset <= last]
-
-
-def _check_prefix(
+def _published(
+    reader: LogReader,
     settings: Settings,
     partition: int,
-    prefix: _Prefix,
-    group: Sequence[PartitionStatistics],
     *,
-    logs: dict[str, list[LoggedRecord]],
-    experiments: Sequence[LoggedSpec],
-) -> list[Difference]:
-    exposures = _within(logs[EXPOSURES], prefix.exposures)
-    rewards = _within(logs[REWARDS], prefix.rewards)
-    truth = recompute(
-        exposures,
-        rewards,
-        experiments,
-        partition=partition,
-        watermark_ms=prefix.watermark_ms,
-        allowed_lateness_ms=prefix.allowed_lateness_ms,
-        activation_delay_ms=settings.activation_delay_ms,
-        limits=Limits(record_bytes=settings.max_record_bytes, future_ms=settings.future_tolerance_ms),
-        behind_watermark=dict(prefix.behind_watermark),
-    )
-    earliest_ms = _earliest_watermark(exposures, rewards)
-    found = []
-    for record in group:
-        mismatch = _mismatch(record, truth, earliest_ms)
-        if mismatch is not None:
-            found.append(_difference(record, mismatch))
-    return found
-
-
-def _earliest_watermark(exposures: Sequence[LoggedRecord], rewards: Sequence[LoggedRecord]) -> int | None:
-    """Return the watermark that the records alone give; the clock may only move it on."""
-    if not exposures or not rewards:
-        return None
-    return min(log_times([one.timestamp_ms for one in records])[-1] for records in (exposures, rewards))
+    key: bytes | None = None,
+    forget: dict[bytes | None, Published] | None = None,
+) -> Iterable[Published]:
+    """Give the statistics records of a partition, of one key if it is given; a tombstone empties `forget`."""
+    topic = settings.topic("stats")
+    for one in reader.read_all(topic, partition):
+        if key is not None and one.key != key:
+            continue
+        if not one.value:
+            if forget is not None:
+                forget.pop(one.key, None)
+            continue
+        try:
+            record = _STATISTICS.decode(one.value)
+        except msgspec.MsgspecError as error:
+            raise DependencyError(f"{topic}[{partition}] offset {one.offset}: {error}") from error
+        yield Published(Place(topic=topic, partition=partition, offset=one.offset), one.key, record)
 
 
 def _mismatch(record: PartitionStatistics, truth: Recomputed, earliest_ms: int | None) -> Mismatch | None:
@@ -278,12 +433,15 @@ def _unconserved(*outcomes: Outcomes) -> Mismatch | None:
     return Mismatch("conservation", str(msgspec.to_builtins(broken[0])), "a sum") if broken else None
 
 
-def _difference(record: PartitionStatistics, mismatch: Mismatch) -> Difference:
+def _difference(one: Published, mismatch: Mismatch, *, notes: tuple[str, ...]) -> Difference:
+    record = one.record
     return Difference(
         experiment=record.experiment,
         version=record.version,
         partition=record.partition,
         exposures=OffsetRange(first=record.exposures.first_offset, last=record.exposures.applied_offset),
         rewards=OffsetRange(first=record.rewards.first_offset, last=record.rewards.applied_offset),
+        published=one.place,
+        notes=notes,
         **mismatch._asdict(),
     )
