@@ -1,0 +1,1 @@
+"""Verify: a past decision, derived again from the raw topics."""

@@ -1,0 +1,362 @@
+"""Derives a decision again: statistics by the oracle from the raw topics, evidence by the engine's tests."""
+
+from __future__ import annotations
+
+import dataclasses
+from enum import StrEnum
+from typing import TYPE_CHECKING, NamedTuple
+
+import msgspec
+
+from stream_xp import __version__
+from stream_xp.domain.decision import Action, PartitionOffsets, Result, Signal
+from stream_xp.domain.experiment import METHODS, ExperimentRecord, record_rules
+from stream_xp.domain.statistics import (
+    ExperimentStatistics,
+    PartitionStatistics,
+    Progress,
+    add_outcomes,
+    merge,
+)
+from stream_xp.engine.evaluate import evaluate
+from stream_xp.engine.policy import decide
+from stream_xp.errors import ConfigError
+from stream_xp.services.decide import SPREAD_MS, apart, runtime, signal_id
+from stream_xp.services.oracle.prefixes import (
+    Logs,
+    Prefix,
+    earliest_watermark,
+    read_logs,
+    rules_of,
+    screened,
+    within,
+)
+from stream_xp.services.oracle.reading import LogReader, LogSpanError, ReadStep, open_reader
+from stream_xp.services.oracle.recompute import EXPOSURES, LoggedSpec, conclude
+from stream_xp.services.oracle.report import Place
+from stream_xp.services.oracle.service import read_specs
+from stream_xp.services.verify.compare import Line, line, result_lines
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from stream_xp.settings import Settings
+
+_SIGNALS = msgspec.json.Decoder(Signal)
+
+
+class Verdict(StrEnum):
+    """What a verification came to."""
+
+    EQUAL = "equal"
+    DIFFERENT = "different"
+    UNKNOWN = "unknown"
+
+
+class Verification(msgspec.Struct, frozen=True, kw_only=True):
+    """One signal and what was derived.
+
+    Attributes:
+        place: where the signal stands.
+        lines: every value compared, the decisive ones first; empty where nothing could be derived.
+        reason: why nobody can say, if the verdict is `unknown`.
+        notes: what else the reader should know.
+
+    """
+
+    signal_id: str
+    experiment: str
+    version: int
+    place: Place
+    verdict: Verdict
+    lines: tuple[Line, ...] = ()
+    reason: str | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def first_difference(self) -> Line | None:
+        """The first value that differs."""
+        return next((one for one in self.lines if one.equal is False), None)
+
+
+class Standing(NamedTuple):
+    """A signal, and where it stands."""
+
+    place: Place
+    signal: Signal
+
+
+class Derived(NamedTuple):
+    """The statistics of one source partition at a signal's offsets, and the earliest watermark possible there."""
+
+    part: PartitionStatistics
+    earliest_ms: int | None
+
+
+class _Unknown(Exception):
+    """Nobody can say."""
+
+
+def verify(
+    settings: Settings, signal: str, *, progress: Callable[[ReadStep], None] | None = None
+) -> list[Verification]:
+    """Derive the signal of an id again; more than one record can stand under it.
+
+    Raises:
+        ConfigError: no such signal stands on the topic.
+        DependencyError: the broker did not answer in time.
+
+    """
+    with open_reader(settings, progress=progress) as reader:
+        standing, unreadable = read_signals(reader, settings)
+        found = _distinct([one for one in standing if one.signal.id == signal])
+        if not found:
+            topic = settings.topic("signals")
+            beside = f"; {unreadable} records there are no signals" if unreadable else ""
+            raise ConfigError(f"{topic} holds no signal {signal!r} among {len(standing)}{beside}")
+        specs = read_specs(reader, settings)
+        notes = [f"{len(found)} different records stand under this id"] if found[1:] else []
+        return [
+            _verification(reader, settings, one, specs, notes=(*notes, *_superseded(one, standing)))
+            for one in found
+        ]
+
+
+def read_signals(reader: LogReader, settings: Settings) -> tuple[list[Standing], int]:
+    """Return every signal in the order of the log, and how many records are none."""
+    topic = settings.topic("signals")
+    found: list[Standing] = []
+    unreadable = 0
+    for partition in reader.partitions(topic):
+        for one in reader.read_all(topic, partition):
+            try:
+                signal = _SIGNALS.decode(one.value or b"")
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+                unreadable += 1
+                continue
+            found.append(Standing(Place(topic=topic, partition=partition, offset=one.offset), signal))
+    return found, unreadable
+
+
+def _distinct(standing: Sequence[Standing]) -> list[Standing]:
+    first: dict[bytes, Standing] = {}
+    for one in standing:
+        first.setdefault(msgspec.json.encode(one.signal), one)
+    return list(first.values())
+
+
+def _superseded(one: Standing, standing: Sequence[Standing]) -> tuple[str, ...]:
+    """Say so where another signal of the version came first: decisions latch."""
+    key = _version(one.signal)
+    held = [
+        other
+        for other in standing
+        if _version(other.signal) == key and other.signal.data.decision.action is not Action.HOLD
+    ]
+    if not held or held[0].place == one.place:
+        return ()
+    return (f"not the decision in force: signal {held[0].signal.id} at {held[0].place} came first",)
+
+
+def _version(signal: Signal) -> tuple[str, int]:
+    return signal.data.result.experiment, signal.data.result.version
+
+
+# --- one signal -------------------------------------------------------------------------------------------
+
+
+def _verification(
+    reader: LogReader,
+    settings: Settings,
+    one: Standing,
+    specs: Sequence[LoggedSpec],
+    *,
+    notes: tuple[str, ...],
+) -> Verification:
+    result = one.signal.data.result
+    lines: list[Line] = []
+    reason: str | None = None
+    try:
+        records = _records(result, specs)
+        derived = [_derived(reader, settings, result, key, specs) for key in sorted(result.offsets)]
+        lines = _lines(one.signal, records, derived, settings)
+    except (_Unknown, LogSpanError) as unknown:
+        reason = str(unknown)
+    different = any(line.equal is False for line in lines)
+    if different and (assumed := _assumed(result)):
+        reason = f"the values differ, but {assumed}"
+    verdict = Verdict.UNKNOWN if reason else Verdict.DIFFERENT if different else Verdict.EQUAL
+    return Verification(
+        signal_id=one.signal.id,
+        experiment=result.experiment,
+        version=result.version,
+        place=one.place,
+        verdict=verdict,
+        lines=tuple(lines),
+        reason=reason,
+        notes=notes,
+    )
+
+
+def _records(result: Result, specs: Sequence[LoggedSpec]) -> list[ExperimentRecord]:
+    """Return the spec records that may have been evaluated, the likeliest first."""
+    of_version = [
+        one.record
+        for one in specs
+        if one.record is not None
+        and one.experiment == result.experiment
+        and one.record.spec.version == result.version
+    ]
+    if not of_version:
+        raise _Unknown(f"the spec of {result.experiment} version {result.version} is no longer on its topic")
+    good = [record for record in of_version if not record_rules(record, result.experiment)]
+    if not good:
+        raise _Unknown(
+            f"the spec of {result.experiment} version {result.version} was hashed under other methods than these "
+            f"(METHODS is {METHODS} in version {__version__}, the signal is of version {result.code_version}): "
+            "verify it with that version"
+        )
+    newest = good[-1]
+    counts = [result.weight_epochs] if result.weight_epochs else range(len(newest.epochs), 0, -1)
+    return [msgspec.structs.replace(newest, epochs=newest.epochs[:count]) for count in counts]
+
+
+def _assumed(result: Result) -> str | None:
+    """Return what the signal does not say and had to be taken from elsewhere; None if it says everything."""
+    silent = [
+        name
+        for name, missing in (
+            (
+                "the settings of the worker",
+                any(one.rules is None or one.allowed_lateness_ms is None for one in result.offsets.values()),
+            ),
+            ("the first offsets", any(_without_start(one) for one in result.offsets.values())),
+            ("the weight epochs", result.weight_epochs is None),
+        )
+        if missing
+    ]
+    if not silent:
+        return None
+    return (
+        f"this signal, of version {result.code_version}, does not say {', '.join(silent)}; they were guessed"
+    )
+
+
+def _without_start(offsets: PartitionOffsets) -> bool:
+    spans = ((offsets.exposures_from, offsets.exposures), (offsets.rewards_from, offsets.rewards))
+    return any(first is None and last is not None for first, last in spans)
+
+
+def _prefix(result: Result, key: str, settings: Settings) -> Prefix:
+    offsets = result.offsets[key]
+    lateness_ms = offsets.allowed_lateness_ms
+    return Prefix(
+        partition=int(key),
+        exposures=_span(offsets.exposures_from, offsets.exposures),
+        rewards=_span(offsets.rewards_from, offsets.rewards),
+        watermark_ms=offsets.watermark_ms,
+        allowed_lateness_ms=settings.allowed_lateness_ms if lateness_ms is None else lateness_ms,
+        rules=offsets.rules or rules_of(settings),
+        behind_watermark=tuple(sorted(offsets.behind_watermark.items())),
+    )
+
+
+def _span(first: int | None, last: int | None) -> tuple[int | None, int | None]:
+    return (None, None) if last is None else (first or 0, last)
+
+
+def _derived(
+    reader: LogReader, settings: Settings, result: Result, key: str, specs: Sequence[LoggedSpec]
+) -> Derived:
+    """Compute one source partition by the oracle."""
+    known = reader.partitions(settings.topic(EXPOSURES))
+    if not key.isdecimal() or int(key) not in known:
+        raise _Unknown(f"the signal names source partition {key!r}, and there are {len(known)}")
+    prefix = _prefix(result, key, settings)
+    logs: Logs = within(prefix, read_logs(reader, settings, [prefix]))
+    truth = conclude(screened(prefix, logs, specs), partition=prefix.partition)
+    version = (result.experiment, result.version)
+    part = PartitionStatistics(
+        experiment=result.experiment,
+        version=result.version,
+        design_hash=result.design_hash,
+        partition=prefix.partition,
+        exposures=Progress(first_offset=prefix.exposures[0], applied_offset=prefix.exposures[1]),
+        rewards=Progress(first_offset=prefix.rewards[0], applied_offset=prefix.rewards[1]),
+        watermark_ms=prefix.watermark_ms,
+        allowed_lateness_ms=prefix.allowed_lateness_ms,
+        statistics=truth.statistics.get(version, ExperimentStatistics()),
+        exposure_outcomes=truth.exposure_outcomes,
+        reward_outcomes=truth.reward_outcomes,
+        behind_watermark=dict(prefix.behind_watermark),
+        rules=prefix.rules,
+    )
+    return Derived(part, earliest_watermark(logs))
+
+
+def _lines(
+    signal: Signal, records: Sequence[ExperimentRecord], derived: Sequence[Derived], settings: Settings
+) -> list[Line]:
+    result = signal.data.result
+    parts = [one.part for one in derived]
+    attempts = (_result(result, record, parts, settings) for record in records)
+    best: list[Line] = []
+    for attempt in attempts:
+        lines = [*_signal_lines(signal, attempt), *_watermark_lines(derived), *result_lines(result, attempt)]
+        if not any(one.equal is False for one in lines):
+            return lines
+        best = best or lines
+    return best
+
+
+def _result(
+    recorded: Result, record: ExperimentRecord, parts: Sequence[PartitionStatistics], settings: Settings
+) -> Result:
+    """Evaluate as the decide stage does; what does not follow from the raw topics is taken from the record."""
+    statistics = merge(part.statistics for part in parts)
+    spread_ms = settings.idle_grace_ms + SPREAD_MS if recorded.spread_ms is None else recorded.spread_ms
+    evaluation = evaluate(record, statistics)
+    evaluation = dataclasses.replace(evaluation, invalid=(*evaluation.invalid, *apart(parts, spread_ms)))
+    runtime_ms = runtime(list(parts), statistics.first_exposure_ms)
+    return msgspec.structs.replace(
+        recorded,
+        design_hash=record.design_hash,
+        statistics_hash=statistics.digest(),
+        runtime_ms=runtime_ms,
+        arms=evaluation.arms,
+        crossover_units=statistics.crossover_units,
+        metrics=evaluation.metrics,
+        segments=evaluation.segments,
+        sample_ratio=evaluation.sample_ratio,
+        invalid=evaluation.invalid,
+        decision=decide(record.spec, evaluation, runtime_ms=runtime_ms),
+        exposure_outcomes=add_outcomes(part.exposure_outcomes for part in parts),
+        reward_outcomes=add_outcomes(part.reward_outcomes for part in parts),
+    )
+
+
+def _signal_lines(signal: Signal, derived: Result) -> Iterator[Line]:
+    """Give what stands around the result."""
+    yield line("signal id", signal.id, signal_id(derived))
+    yield line("signal subject", signal.subject, derived.experiment)
+    recorded, ours = (msgspec.to_builtins(one) for one in (signal.data.decision, derived.decision))
+    for name, value in recorded.items():
+        yield line(f"signal {name}", value, ours[name])
+    version = signal.data.result.code_version
+    yield Line(what="code version", recorded=version, derived=__version__, equal=None)
+
+
+def _watermark_lines(derived: Sequence[Derived]) -> Iterator[Line]:
+    """Give the watermarks that the records forbid: the clock may only move one on."""
+    for part, earliest_ms in derived:
+        watermark_ms = part.watermark_ms
+        if earliest_ms is not None and (watermark_ms is None or watermark_ms < earliest_ms):
+            yield Line(
+                what=f"watermark of partition {part.partition}",
+                recorded=str(watermark_ms),
+                derived=f"{earliest_ms} or later",
+                equal=False,
+            )
+
+
+__all__ = ["Standing", "Verdict", "Verification", "read_signals", "verify"]
