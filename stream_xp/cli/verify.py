@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 EXIT_UNKNOWN: Final = 2
 PIPE_WIDTH: Final = 160
 _DECISIVE: Final = ("signal ", "code version", "watermark", "design_hash", "statistics_hash", "runtime_ms")
-_EVIDENCE: Final = ("log_e", "lower", "upper")
+_EVIDENCE: Final = (" log_e", " lower", " upper")
 
 
 @click.command(

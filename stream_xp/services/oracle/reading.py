@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 CONNECT_TIMEOUT_MS: Final = 10_000
 REQUEST_TIMEOUT_MS: Final = 20_000
 STALL_TIMEOUT_S: Final = 30.0
+TOPIC_TIMEOUT_S: Final = 5.0
+"""A broker that answers knows its topics at once, but for one that is being made."""
 _POLL_MS: Final = 500
 _POLL_RECORDS: Final = 5_000
 
@@ -66,7 +68,7 @@ class LogReader:
             DependencyError: the broker does not know the topic.
 
         """
-        deadline = time.monotonic() + self._stall_timeout_s
+        deadline = time.monotonic() + min(TOPIC_TIMEOUT_S, self._stall_timeout_s)
         while not (found := self._consumer.partitions_for_topic(topic)):
             if time.monotonic() > deadline:
                 raise DependencyError(f"the broker has no topic {topic}")

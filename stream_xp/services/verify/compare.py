@@ -79,7 +79,7 @@ def _leaves(path: tuple[str, ...], value: Any) -> Iterator[tuple[tuple[str, ...]
     if isinstance(value, dict):
         for name, below in value.items():
             yield from _leaves((*path, name), below)
-    elif isinstance(value, list) and value and isinstance(value[0], dict):
+    elif isinstance(value, list | tuple) and value and isinstance(value[0], dict):
         for below in value:
             names = [str(below[name]) for name in _NAMED if name in below]
             yield from _leaves((*path, *names), below)

@@ -1,0 +1,506 @@
+"""A signal is derived again from raw records in memory: right ones hold, tampered ones are named."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections import defaultdict
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import pytest
+from click.testing import CliRunner
+
+from stream_xp.adapters.clock import ManualClock
+from stream_xp.adapters.kafka_log import LogRecord
+from stream_xp.cli import main
+from stream_xp.domain.codec import Limits
+from stream_xp.domain.decision import Action, PartitionOffsets, Result, Signal
+from stream_xp.domain.experiment import ExperimentRecord, ExperimentSpec, WeightEpoch
+from stream_xp.domain.statistics import PartitionStatistics, Progress
+from stream_xp.engine.columns import Block
+from stream_xp.engine.registry import Entry, Registry
+from stream_xp.errors import ConfigError
+from stream_xp.services import decide as decide_module
+from stream_xp.services.decide import Decide
+from stream_xp.services.oracle.prefixes import rules_of
+from stream_xp.services.oracle.reading import LogShortError, LogTruncatedError
+from stream_xp.services.oracle.recompute import LoggedRecord, LoggedSpec, recompute
+from stream_xp.services.verify import service as module
+from stream_xp.services.verify.compare import line, result_lines
+from stream_xp.services.verify.service import Verdict, Verification, verify
+from stream_xp.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+T = 1_750_000_000_000
+SETTINGS = Settings(allowed_lateness_ms=1_000, activation_delay_ms=100, idle_grace_ms=500, partitions=2)
+SPEC = msgspec.convert(
+    {
+        "experiment": "exp",
+        "owner": "o",
+        "hypothesis": "h",
+        "unit": "u",
+        "planned_sample": 1000,
+        "arms": [{"key": "a", "weight": 0.5, "control": True}, {"key": "b", "weight": 0.5}],
+        "metrics": [
+            {
+                "key": "click",
+                "kind": "conversion",
+                "role": "primary",
+                "direction": "increase",
+                "attribution_window": "1s",
+            },
+            {
+                "key": "spend",
+                "kind": "mean",
+                "role": "secondary",
+                "direction": "increase",
+                "attribution_window": "1s",
+                "scale": 0.01,
+                "bound": 100,
+            },
+            {
+                "key": "wait",
+                "kind": "latency",
+                "role": "secondary",
+                "direction": "decrease",
+                "attribution_window": "1s",
+                "scale": 0.1,
+                "bound": 100,
+            },
+        ],
+    },
+    ExperimentSpec,
+)
+RECORD = ExperimentRecord(
+    spec=SPEC,
+    epochs=(WeightEpoch(epoch=0, weights=SPEC.weights, effective_ms=0),),
+    design_hash=SPEC.design_hash(),
+)
+
+
+class Broker:
+    """Topics as lists of records; reads as `LogReader` does and is written to as `LogWriter` is."""
+
+    def __init__(self) -> None:
+        self.logs: dict[tuple[str, int], list[LoggedRecord]] = defaultdict(list)
+        self.begin = 0
+
+    def add(self, topic: str, key: bytes, value: bytes, *, at_ms: int = T, partition: int = 0) -> None:
+        log = self.logs[topic, partition]
+        log.append(LoggedRecord(len(log), at_ms, key, value))
+
+    def partitions(self, topic: str) -> list[int]:
+        return [0, 1] if topic in ("xp.exposures", "xp.rewards") else [0]
+
+    def read_all(self, topic: str, partition: int) -> list[LoggedRecord]:
+        return list(self.logs[topic, partition])
+
+    def read_span(self, topic: str, partition: int, *, first: int, last: int) -> list[LoggedRecord]:
+        if first < self.begin:
+            raise LogTruncatedError(f"{topic}[{partition}] begins at offset {self.begin}")
+        if last >= len(self.logs[topic, partition]):
+            raise LogShortError(f"{topic}[{partition}] ends")
+        return self.logs[topic, partition][first : last + 1]
+
+    async def send_and_wait(self, topic: str, *, key: bytes, value: bytes | None) -> None:
+        self.add(topic, key, value or b"")
+
+    async def read_everything(self, settings: Settings, topic: str, partitions: Any) -> list[LogRecord]:
+        return [LogRecord(0, one.offset, T, one.key, one.value) for one in self.logs[topic, 0]]
+
+
+class Specs:
+    def __init__(self, record: ExperimentRecord) -> None:
+        self.registry = Registry([Entry(offset=0, experiment="exp", in_force_ms=0, record=record)])
+
+
+@pytest.fixture
+def broker(monkeypatch: pytest.MonkeyPatch) -> Broker:
+    broker = Broker()
+
+    @contextmanager
+    def opened(settings: Settings, **_: Any) -> Iterator[Broker]:
+        yield broker
+
+    monkeypatch.setattr(module, "open_reader", opened)
+    monkeypatch.setattr(decide_module, "read_all", broker.read_everything)
+    return broker
+
+
+def fill(broker: Broker, *, units: int = 600, seed: int = 1, record: ExperimentRecord = RECORD) -> None:
+    """Write the spec, and units of which b clicks far more often."""
+    dice = random.Random(seed)
+    broker.add("xp.experiments", b"exp", msgspec.json.encode(record), at_ms=T - 1_000)
+    for n in range(units):
+        arm, unit, at_ms = "ab"[n % 2], f"u{n}", T + n
+        where = {"at_ms": at_ms, "partition": n % 2 if n % 5 else 0}
+
+        def send(
+            topic: str, unit: str = unit, at_ms: int = at_ms, where: dict[str, int] = where, **fields: Any
+        ) -> None:
+            value = {"id": f"{unit}{fields}", "time": at_ms, "unit": unit, **fields}
+            broker.add(f"xp.{topic}", unit.encode(), json.dumps(value).encode(), **where)
+
+        send("exposures", experiment="exp", arm=arm)
+        if dice.random() < (0.6 if arm == "b" else 0.1):
+            send("rewards", metric="click")
+        send("rewards", metric="spend", value=round(dice.uniform(-5, 50), 2))
+        send("rewards", metric="wait", value=round(dice.uniform(0, 90), 1))
+
+
+def parts(broker: Broker, *, watermark_ms: int = T + 9_000) -> list[PartitionStatistics]:
+    """What ingest would publish of all that is there."""
+    specs = [LoggedSpec(one.timestamp_ms, "exp", RECORD) for one in broker.logs["xp.experiments", 0][:1]]
+    found = []
+    for partition in (0, 1):
+        logs = [broker.logs[f"xp.{topic}", partition] for topic in ("exposures", "rewards")]
+        done = recompute(
+            logs[0],
+            logs[1],
+            specs,
+            partition=partition,
+            watermark_ms=watermark_ms,
+            allowed_lateness_ms=SETTINGS.allowed_lateness_ms,
+            activation_delay_ms=SETTINGS.activation_delay_ms,
+            limits=Limits(),
+            behind_watermark={},
+        )
+        progress = [Progress(first_offset=0, applied_offset=len(log) - 1) for log in logs]
+        found.append(
+            PartitionStatistics(
+                experiment="exp",
+                version=1,
+                design_hash=RECORD.design_hash,
+                partition=partition,
+                exposures=progress[0],
+                rewards=progress[1],
+                watermark_ms=watermark_ms,
+                allowed_lateness_ms=SETTINGS.allowed_lateness_ms,
+                statistics=done.statistics["exp", 1],
+                exposure_outcomes=done.exposure_outcomes,
+                reward_outcomes=done.reward_outcomes,
+                rules=rules_of(SETTINGS),
+            )
+        )
+    return found
+
+
+def decided(
+    broker: Broker, published: list[PartitionStatistics], *, record: ExperimentRecord = RECORD
+) -> Signal:
+    """Let the decide stage say what follows, and return its signal."""
+    values = [msgspec.json.encode(part) for part in published]
+    n = len(values)
+    block = Block("xp.stats", 0, 0, n, list(range(n)), [T] * n, [b"exp"] * n, values, [()] * n)
+
+    async def scenario() -> None:
+        stage = Decide(
+            SETTINGS,
+            experiments=Specs(record),  # type: ignore[arg-type]
+            writer=broker,  # type: ignore[arg-type]
+            clock=ManualClock(T),
+            partitions={"signals": 1, "config": 1, "results": 1, "stats": 1},
+        )
+        await stage.on_block(block)
+        await stage.evaluate()
+
+    asyncio.run(scenario())
+    (signal,) = signals(broker)
+    return signal
+
+
+def signals(broker: Broker) -> list[Signal]:
+    return [msgspec.json.decode(one.value or b"", type=Signal) for one in broker.logs["xp.signals", 0]]
+
+
+def rewrite(broker: Broker, signal: Signal) -> None:
+    """Put another signal in the place of the first."""
+    broker.logs["xp.signals", 0] = []
+    broker.add("xp.signals", b"exp", msgspec.json.encode(signal))
+
+
+def with_result(signal: Signal, **changes: Any) -> Signal:
+    result = msgspec.structs.replace(signal.data.result, **changes)
+    return msgspec.structs.replace(signal, data=msgspec.structs.replace(signal.data, result=result))
+
+
+def only(found: list[Verification]) -> Verification:
+    (one,) = found
+    return one
+
+
+def test_a_right_signal_is_derived_to_the_last_value(broker: Broker) -> None:
+    fill(broker)
+    signal = decided(broker, parts(broker))
+    assert signal.data.decision.action is Action.SHIP
+    found = only(verify(SETTINGS, signal.id))
+    assert (found.verdict, found.first_difference, found.reason, found.notes) == (
+        Verdict.EQUAL,
+        None,
+        None,
+        (),
+    )
+    by_name = {one.what: one for one in found.lines}
+    assert by_name["statistics_hash"].derived == signal.data.result.statistics_hash
+    effect = signal.data.result.metrics[0].effect
+    assert effect is not None
+    assert by_name["metrics click b effect log_e"].recorded == str(effect.log_e)
+    assert by_name["code version"].equal is None
+
+
+def test_it_derives_at_the_offsets_of_the_signal_and_not_at_the_end_of_the_log(broker: Broker) -> None:
+    fill(broker)
+    signal = decided(broker, parts(broker))
+    broker.add("xp.exposures", b"u0", b"{", at_ms=T + 10**6)
+    broker.add("xp.rewards", b"u1", b"{", at_ms=T + 10**6, partition=1)
+    assert only(verify(SETTINGS, signal.id)).verdict is Verdict.EQUAL
+
+
+def test_the_settings_of_the_signal_count_and_not_those_of_the_command(broker: Broker) -> None:
+    fill(broker)
+    signal = decided(broker, parts(broker))
+    other = Settings(
+        allowed_lateness_ms=1, activation_delay_ms=10**6, idle_grace_ms=0, max_record_bytes=1_024
+    )
+    assert only(verify(other, signal.id)).verdict is Verdict.EQUAL
+
+
+def test_weight_epochs_that_came_after_the_signal_change_nothing(broker: Broker) -> None:
+    fill(broker)
+    signal = decided(broker, parts(broker))
+    after = WeightEpoch(epoch=1, weights={"a": 0.9, "b": 0.1}, effective_ms=T + 10**6)
+    later = msgspec.structs.replace(RECORD, epochs=(*RECORD.epochs, after))
+    broker.add("xp.experiments", b"exp", msgspec.json.encode(later), at_ms=T + 10**6)
+    assert only(verify(SETTINGS, signal.id)).verdict is Verdict.EQUAL
+
+
+def tampered_log_e(signal: Signal) -> Signal:
+    first, *rest = signal.data.result.metrics
+    assert first.effect is not None
+    effect = msgspec.structs.replace(first.effect, log_e=first.effect.log_e + 1e-6)
+    return with_result(signal, metrics=(msgspec.structs.replace(first, effect=effect), *rest))
+
+
+def moved_back(signal: Signal) -> Signal:
+    offsets = dict(signal.data.result.offsets)
+    assert offsets["1"].rewards is not None
+    offsets["1"] = msgspec.structs.replace(offsets["1"], rewards=offsets["1"].rewards - 3)
+    return with_result(signal, offsets=offsets)
+
+
+def early(signal: Signal) -> Signal:
+    offsets = {
+        key: msgspec.structs.replace(one, watermark_ms=T) for key, one in signal.data.result.offsets.items()
+    }
+    return with_result(signal, offsets=offsets)
+
+
+@pytest.mark.parametrize(
+    ("tamper", "what"),
+    [
+        (tampered_log_e, "metrics click b effect log_e"),
+        (lambda signal: with_result(signal, statistics_hash="0" * 64), "statistics_hash"),
+        (lambda signal: with_result(signal, runtime_ms=1), "runtime_ms"),
+        (lambda signal: with_result(signal, crossover_units=1), "crossover_units"),
+        (moved_back, "signal id"),
+        (early, "signal id"),
+        (lambda signal: msgspec.structs.replace(signal, subject="other"), "signal subject"),
+        (
+            lambda signal: msgspec.structs.replace(
+                signal,
+                data=msgspec.structs.replace(
+                    signal.data, decision=msgspec.structs.replace(signal.data.decision, arm="a")
+                ),
+            ),
+            "signal arm",
+        ),
+    ],
+)
+def test_a_tampered_signal_is_named(broker: Broker, tamper: Any, what: str) -> None:
+    fill(broker)
+    signal = decided(broker, parts(broker))
+    rewrite(broker, tamper(signal))
+    found = only(verify(SETTINGS, signal.id))
+    assert found.verdict is Verdict.DIFFERENT
+    assert found.first_difference is not None
+    assert found.first_difference.what == what
+
+
+def test_a_watermark_that_the_records_forbid_is_named(broker: Broker) -> None:
+    fill(broker)
+    signal = decided(broker, parts(broker))
+    rewrite(broker, early(signal))
+    wrong = [one.what for one in only(verify(SETTINGS, signal.id)).lines if one.equal is False]
+    assert "watermark of partition 0" in wrong
+    assert "statistics_hash" in wrong
+
+
+def test_a_reward_that_was_counted_twice_is_seen_in_the_hash(broker: Broker) -> None:
+    fill(broker)
+    first, *rest = parts(broker)
+    cell = next(row for row in first.statistics.moments if row.metric == "click" and row.arm == "b")
+    wrong = msgspec.structs.replace(cell, s=str(int(cell.s) + 1), q=str(int(cell.q) + 1))
+    moments = tuple(wrong if row == cell else row for row in first.statistics.moments)
+    broken = msgspec.structs.replace(
+        first, statistics=msgspec.structs.replace(first.statistics, moments=moments)
+    )
+    signal = decided(broker, [broken, *rest])
+    found = only(verify(SETTINGS, signal.id))
+    assert found.verdict is Verdict.DIFFERENT
+    assert "statistics_hash" in [one.what for one in found.lines if one.equal is False]
+
+
+# What nobody can say
+
+
+def test_an_unknown_signal_is_refused(broker: Broker) -> None:
+    fill(broker)
+    decided(broker, parts(broker))
+    broker.add("xp.signals", b"exp", b"{")
+    with pytest.raises(ConfigError, match=r"no signal 'nope' among 1; 1 records there are no signals"):
+        verify(SETTINGS, "nope")
+
+
+@pytest.mark.parametrize(("begin", "reason"), [(1, "begins at offset 1"), (None, "ends")])
+def test_a_log_that_does_not_hold_the_records_is_no_difference(
+    broker: Broker, begin: int | None, reason: str
+) -> None:
+    fill(broker)
+    signal = decided(broker, parts(broker))
+    broker.begin = begin or 0
+    if begin is None:
+        del broker.logs["xp.rewards", 1][-1]
+    found = only(verify(SETTINGS, signal.id))
+    assert found.verdict is Verdict.UNKNOWN
+    assert found.reason is not None
+    assert reason in found.reason
+
+
+def test_other_methods_are_said_and_no_difference(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(broker)
+    signal = decided(broker, parts(broker))
+    monkeypatch.setattr("stream_xp.domain.experiment.METHODS", 99)
+    monkeypatch.setattr(module, "METHODS", 99)
+    found = only(verify(SETTINGS, signal.id))
+    assert found.verdict is Verdict.UNKNOWN
+    assert "METHODS is 99" in (found.reason or "")
+
+
+def test_a_spec_that_is_gone_is_said(broker: Broker) -> None:
+    fill(broker)
+    signal = decided(broker, parts(broker))
+    broker.logs["xp.experiments", 0] = []
+    assert "no longer on its topic" in (only(verify(SETTINGS, signal.id)).reason or "")
+
+
+def as_before(signal: Signal) -> Signal:
+    """A signal of a version that did not say yet under what it was made."""
+    offsets = {
+        key: PartitionOffsets(exposures=one.exposures, rewards=one.rewards, watermark_ms=one.watermark_ms)
+        for key, one in signal.data.result.offsets.items()
+    }
+    return with_result(signal, offsets=offsets, weight_epochs=None, spread_ms=None)
+
+
+def test_an_older_signal_is_derived_with_the_settings_of_the_command(broker: Broker) -> None:
+    fill(broker)
+    signal = decided(broker, parts(broker))
+    rewrite(broker, as_before(signal))
+    assert only(verify(SETTINGS, signal.id)).verdict is Verdict.EQUAL
+    other = msgspec.structs.replace(SETTINGS, allowed_lateness_ms=8_500)
+    found = only(verify(other, signal.id))
+    assert found.verdict is Verdict.UNKNOWN
+    assert "does not say the settings of the worker, the first offsets, the weight epochs" in (
+        found.reason or ""
+    )
+
+
+def test_records_written_before_the_new_fields_are_still_read() -> None:
+    old = {"exposures": 2, "rewards": None, "watermark_ms": None}
+    offsets = msgspec.convert(old, PartitionOffsets)
+    assert msgspec.to_builtins(offsets) == old
+
+
+def test_two_records_under_one_id_are_both_derived(broker: Broker) -> None:
+    fill(broker)
+    signal = decided(broker, parts(broker))
+    broker.add("xp.signals", b"exp", msgspec.json.encode(signal))
+    broker.add("xp.signals", b"exp", msgspec.json.encode(tampered_log_e(signal)))
+    right, wrong = verify(SETTINGS, signal.id)
+    assert (right.verdict, wrong.verdict) == (Verdict.EQUAL, Verdict.DIFFERENT)
+    assert wrong.place.offset == 2
+    assert "2 different records" in wrong.notes[0]
+    assert "came first" in wrong.notes[1]
+
+
+# The command
+
+
+def run(*options: str) -> Any:
+    where = {"STREAM_XP_ALLOWED_LATENESS_MS": "1000", "STREAM_XP_ACTIVATION_DELAY_MS": "100"}
+    return CliRunner().invoke(main, ["verify", *options], env=where)
+
+
+def test_the_command_shows_recorded_and_derived(broker: Broker) -> None:
+    fill(broker)
+    signal = decided(broker, parts(broker))
+    done = run(signal.id)
+    assert done.exit_code == 0, done.output
+    assert done.stdout.splitlines()[0].split() == ["what", "recorded", "derived"]
+    assert "metrics click b effect log_e" in done.stdout
+    assert f"equal: signal {signal.id} at xp.signals[0] offset 0 (exp version 1)" in done.stdout
+    assert json.loads(run(signal.id, "--json").stdout)["verdict"] == "equal"
+
+
+def test_the_command_ends_with_1_on_a_difference_and_2_where_it_cannot_say(broker: Broker) -> None:
+    fill(broker)
+    signal = decided(broker, parts(broker))
+    rewrite(broker, tampered_log_e(signal))
+    done = run(signal.id)
+    assert done.exit_code == 1
+    assert "metrics click b effect log_e: recorded" in done.stdout.splitlines()[-1]
+    broker.begin = 1
+    assert run(signal.id).exit_code == 2
+    unknown = run("nope", "--json")
+    assert unknown.exit_code == 2
+    assert json.loads(unknown.stdout)["verdict"] == "unknown"
+
+
+# Comparing values
+
+
+@pytest.mark.parametrize(
+    ("recorded", "derived", "equal"),
+    [
+        (1.0, 1.0 + 1e-12, True),
+        (1.0, 1.0 + 1e-8, False),
+        (0.0, 1e-300, True),
+        (None, 0.0, False),
+        (1, 1.0, False),
+        (True, 1, False),
+        ("a", "a", True),
+    ],
+)
+def test_values_are_the_same_but_for_rounding(recorded: object, derived: object, equal: bool) -> None:
+    assert line("x", recorded, derived).equal is equal
+
+
+def test_every_field_of_a_result_is_compared_but_telemetry(broker: Broker) -> None:
+    fill(broker)
+    result = decided(broker, parts(broker)).data.result
+    compared = {one.what.split(" ")[0] for one in result_lines(result, result)}
+    named = set(Result.__struct_fields__) - {"segments"}
+    assert named - compared == {
+        "look",
+        "evaluated_ms",
+        "code_version",
+        "offsets",
+        "schema",
+        "weight_epochs",
+        "spread_ms",
+    } | ({"invalid"} - compared)
