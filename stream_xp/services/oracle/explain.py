@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     from stream_xp.domain.statistics import ExperimentStatistics, Outcomes
     from stream_xp.services.oracle.compare import Mismatch
 
-MAX_TRIALS: Final = 200_000
+MAX_TRIALS: Final = 100_000
 """Guesses that are tried on a unit before the search gives up, and says so."""
-MAX_CUTS: Final = 20_000
+MAX_CUTS: Final = 5_000
 """Records by which a prefix is made shorter or longer, in each direction."""
 MAX_SUSPECTS: Final = 3
 """Single records that are named; the others are counted."""

@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Difference", "OracleReport", "check", "examine", "read_specs", "read_statistics"]
 
-MAX_EXPLAINED: Final = 8
+MAX_EXPLAINED: Final = 3
 """Differences that are explained; the others are only named."""
 READ_AHEAD: Final = 2_000
 """Records after the applied offset that are searched for another prefix."""
