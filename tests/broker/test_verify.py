@@ -199,4 +199,9 @@ def test_the_signal_of_a_worker_on_the_embedded_broker(settings: Settings, tmp_p
     unknown = run("verify", settings, "0" * 32)
     assert unknown.exit_code == 2
     assert "holds no signal" in unknown.stderr
-    assert run("oracle", settings).exit_code == 0
+    checked = run("oracle", settings)
+    assert checked.exit_code == 0
+    assert "note: a worker's settings are not those of this command" in checked.stdout
+    assert "activation_delay_ms 100 (here 5000)" in checked.stdout
+    for offsets in signal["data"]["result"]["offsets"].values():
+        assert offsets["rules"]["activation_delay_ms"] == settings.activation_delay_ms

@@ -155,7 +155,10 @@ def fill(broker: Broker, *, units: int = 600, seed: int = 1, record: ExperimentR
 
 def parts(broker: Broker, *, watermark_ms: int = T + 9_000) -> list[PartitionStatistics]:
     """What ingest would publish of all that is there."""
-    specs = [LoggedSpec(one.timestamp_ms, "exp", RECORD) for one in broker.logs["xp.experiments", 0][:1]]
+    specs = [
+        LoggedSpec(one.timestamp_ms, "exp", msgspec.json.decode(one.value or b"", type=ExperimentRecord))
+        for one in broker.logs["xp.experiments", 0]
+    ]
     found = []
     for partition in (0, 1):
         logs = [broker.logs[f"xp.{topic}", partition] for topic in ("exposures", "rewards")]
@@ -277,6 +280,25 @@ def test_weight_epochs_that_came_after_the_signal_change_nothing(broker: Broker)
     later = msgspec.structs.replace(RECORD, epochs=(*RECORD.epochs, after))
     broker.add("xp.experiments", b"exp", msgspec.json.encode(later), at_ms=T + 10**6)
     assert only(verify(SETTINGS, signal.id)).verdict is Verdict.EQUAL
+
+
+def test_the_weight_epochs_of_the_look_count_where_the_statistics_were_ahead(broker: Broker) -> None:
+    after = WeightEpoch(epoch=1, weights={"a": 0.1, "b": 0.9}, effective_ms=T)
+    ahead = msgspec.structs.replace(RECORD, epochs=(*RECORD.epochs, after))
+    broker.add("xp.experiments", b"exp", msgspec.json.encode(ahead), at_ms=T - 1_000)
+    for n in range(500):
+        unit, epoch = f"u{n}", int(n >= 400)
+        event = {"id": unit, "time": T, "unit": unit, "experiment": "exp", "arm": "a", "weight_epoch": epoch}
+        broker.add("xp.exposures", unit.encode(), json.dumps(event).encode())
+    published = [part for part in parts(broker) if part.partition == 0]
+    signal = decided(broker, published, record=RECORD)
+    assert signal.data.decision.action is Action.STOP
+    assert only(verify(SETTINGS, signal.id)).verdict is Verdict.EQUAL
+    # A signal that does not say how many is tried with each number.
+    rewrite(broker, with_result(signal, weight_epochs=None))
+    assert only(verify(SETTINGS, signal.id)).verdict is Verdict.EQUAL
+    rewrite(broker, with_result(signal, weight_epochs=2))
+    assert only(verify(SETTINGS, signal.id)).verdict is Verdict.DIFFERENT
 
 
 def tampered_log_e(signal: Signal) -> Signal:
