@@ -340,6 +340,7 @@ def test_a_lost_or_doubled_reward_is_named_by_its_offset(shop: Shop, effect: Eff
     assert found.narrowed.right_until is not None
     assert found.narrowed.right_until.rewards == parts[2].rewards.applied_offset
     assert found.narrowed.wrong_until.rewards == parts[3].rewards.applied_offset
+    assert found.narrowed.first.startswith(f"metric spend, arm {found.arm}, epoch 0: moments: engine n=")
     assert found.explanation is not None
     named = Suspect(effect=effect, topic="rewards", offset=offset, fate="counted")
     assert (found.explanation.suspects, found.explanation.more_suspects) == ((named,), 0)

@@ -11,6 +11,8 @@ from stream_xp.services.oracle.explain import Contributors, Cut, Effect, Explana
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from stream_xp.services.oracle.compare import Mismatch
+
 _LISTED = 8
 _EFFECTS = {
     Effect.LOST: "is not counted",
@@ -46,12 +48,14 @@ class Narrowed(msgspec.Struct, frozen=True, kw_only=True):
         right_until: the prefix of `right`.
         wrong: the first one that differs.
         wrong_until: its prefix.
+        first: the first value in which that one differs.
 
     """
 
     records: int
     wrong: Place
     wrong_until: Cut
+    first: str
     right: Place | None = None
     right_until: Cut | None = None
 
@@ -66,7 +70,8 @@ class Difference(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         exposures, rewards: the offsets that both were computed from; the cause is among them.
         published: where the statistics record stands.
         narrowed: where the difference came in, by the earlier records.
-        explanation: what explains the statistics of the first record that differs; None where nothing was looked for.
+        explanation: what explains the statistics of `narrowed.wrong`, or else of this record; None where nothing
+            was looked for.
         unsure: whether the worker's settings changed in between, so that nobody can say which is right.
         notes: what the reader should know before believing it.
 
@@ -91,13 +96,9 @@ class Difference(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        named = (("metric", self.metric), ("arm", self.arm), ("epoch", self.epoch), ("segment", self.segment))
-        where = "".join(f", {name} {value}" for name, value in named if value not in (None, ""))
-        return (
-            f"{self.experiment} version {self.version}, partition {self.partition}{where}: {self.what}: "
-            f"engine {self.engine}, oracle {self.oracle} (exposures {self.exposures.first} to "
-            f"{self.exposures.last}, rewards {self.rewards.first} to {self.rewards.last})"
-        )
+        about = f"{self.experiment} version {self.version}, partition {self.partition}{value_text(self)}"
+        seen, heard = self.exposures, self.rewards
+        return f"{about} (exposures {seen.first} to {seen.last}, rewards {heard.first} to {heard.last})"
 
     def details(self, prefix: str) -> Iterator[str]:
         """Give a line for each thing known beyond the first; `prefix` is that of the topics."""
@@ -105,6 +106,8 @@ class Difference(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             yield f"published at {self.published}"
         if self.narrowed is not None:
             yield _narrowed_line(self.narrowed, prefix, self.partition)
+            if self.narrowed.wrong != self.published:
+                yield f"there: {self.narrowed.first}"
         if self.explanation is not None:
             yield from _explanation_lines(self.explanation, prefix, self.partition)
         yield from self.notes
@@ -142,6 +145,13 @@ class OracleReport(msgspec.Struct, frozen=True, kw_only=True):
     differences: tuple[Difference, ...]
     unchecked: tuple[Unchecked, ...] = ()
     notes: tuple[str, ...] = ()
+
+
+def value_text(value: Mismatch | Difference) -> str:
+    """Say which value differs, and how."""
+    named = (("metric", value.metric), ("arm", value.arm), ("epoch", value.epoch), ("segment", value.segment))
+    where = "".join(f", {name} {one}" for name, one in named if one not in (None, ""))
+    return f"{where}: {value.what}: engine {value.engine}, oracle {value.oracle}"
 
 
 def _narrowed_line(narrowed: Narrowed, prefix: str, partition: int) -> str:

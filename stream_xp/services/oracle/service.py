@@ -47,6 +47,7 @@ from stream_xp.services.oracle.report import (
     OracleReport,
     Place,
     Unchecked,
+    value_text,
 )
 
 if TYPE_CHECKING:
@@ -204,10 +205,11 @@ class _Examination:
         at = first_wrong(len(history), lambda place: self._found(history[place].record, logs) is not None)
         wrong, right = history[at], history[at - 1] if at else None
         mismatch, changed = self._found(wrong.record, logs), _changed_rules(history)
+        assert mismatch is not None  # noqa: S101 (it is the first wrong one)
         return msgspec.structs.replace(
             difference,
-            narrowed=self._narrowed(len(history), wrong, right) if history[1:] else None,
-            explanation=None if mismatch is None else self._explanation(wrong, mismatch, right, logs),
+            narrowed=self._narrowed(len(history), wrong, right, mismatch) if history[1:] else None,
+            explanation=self._explanation(wrong, mismatch, right, logs),
             notes=(*difference.notes, *([_CHANGED] if changed else [])),
             unsure=changed,
         )
@@ -228,11 +230,14 @@ class _Examination:
         prefix = self._prefix(record)
         return _mismatch(record, self._truth(prefix, logs), earliest_watermark(within(prefix, logs)))
 
-    def _narrowed(self, records: int, wrong: Published, right: Published | None) -> Narrowed:
+    def _narrowed(
+        self, records: int, wrong: Published, right: Published | None, mismatch: Mismatch
+    ) -> Narrowed:
         return Narrowed(
             records=records,
             wrong=wrong.place,
             wrong_until=self._prefix(wrong.record).end,
+            first=value_text(mismatch).removeprefix(", ").removeprefix(": "),
             right=None if right is None else right.place,
             right_until=None if right is None else self._prefix(right.record).end,
         )
