@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import difflib
 import ipaddress
+import logging
 import ssl
 from functools import lru_cache
 from pathlib import Path
@@ -83,6 +84,17 @@ class _MaskedStr(str):
         return "'***'"
 
 
+_REQUEST_LOGGERS: Final = ("aiokafka.conn", "kafka.net.connection")
+"""Where the clients log each request at DEBUG; the one that proves a password by PLAIN holds it as it is."""
+
+
+def _hide_proof(record: logging.LogRecord) -> bool:
+    # Only loggers at DEBUG get here with a request, so it costs the others nothing.
+    if record.levelno <= logging.DEBUG and "auth_bytes" in record.getMessage():
+        record.msg, record.args = "a request or an answer of SASL, not shown", ()
+    return True
+
+
 class KafkaSecurity(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How a client and a broker trust each other.
 
@@ -117,7 +129,7 @@ class KafkaSecurity(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         for name in ("ssl_ca_file", "ssl_cert_file", "ssl_key_file", "sasl_username", "sasl_password"):
             if getattr(self, name) is not None:
                 raise ConfigError(
-                    f"{_variable(name)} has no effect with {_variable('security_protocol')}=PLAINTEXT; "
+                    f"{variable_of(name)} has no effect with {variable_of('security_protocol')}=PLAINTEXT; "
                     "set the protocol to SSL or SASL_SSL, or remove it"
                 )
 
@@ -128,12 +140,12 @@ class KafkaSecurity(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         for name in needed:
             if getattr(self, name) is None:
                 raise ConfigError(
-                    f"{_variable(name)} is required with "
-                    f"{_variable('security_protocol')}={self.security_protocol}"
+                    f"{variable_of(name)} is required with "
+                    f"{variable_of('security_protocol')}={self.security_protocol}"
                 )
         if (self.ssl_cert_file is None) != (self.ssl_key_file is None):
             raise ConfigError(
-                f"{_variable('ssl_cert_file')} and {_variable('ssl_key_file')} go together: set both or none"
+                f"{variable_of('ssl_cert_file')} and {variable_of('ssl_key_file')} go together: set both or none"
             )
 
     def ssl_context(self) -> ssl.SSLContext | None:
@@ -156,6 +168,8 @@ class KafkaSecurity(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             options["sasl_mechanism"] = self.sasl_mechanism
             options["sasl_plain_username"] = self.sasl_username
             options["sasl_plain_password"] = self.sasl_password.reveal()
+            for name in _REQUEST_LOGGERS:
+                logging.getLogger(name).addFilter(_hide_proof)
         return options
 
 
@@ -205,12 +219,12 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             _check_address(address)
         if self.min_insync_replicas > self.replication:
             raise ConfigError(
-                f"{_variable('min_insync_replicas')} must be at most {_variable('replication')} "
+                f"{variable_of('min_insync_replicas')} must be at most {variable_of('replication')} "
                 f"({self.replication}), found {self.min_insync_replicas}"
             )
         if self.snapshot_interval_ms < self.flush_interval_ms:
             raise ConfigError(
-                f"{_variable('snapshot_interval_ms')} must be at least {_variable('flush_interval_ms')} "
+                f"{variable_of('snapshot_interval_ms')} must be at least {variable_of('flush_interval_ms')} "
                 f"({self.flush_interval_ms}), found {self.snapshot_interval_ms}"
             )
 
@@ -239,6 +253,11 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def bootstrap_servers(self) -> list[str]:
         """Return the brokers to ask first, one `host:port` each."""
         return [address.strip() for address in self.bootstrap.split(",")]
+
+    def account_note(self) -> str:
+        """Return what a broker that shows a topic only to some accounts adds to "does not exist"."""
+        name = self.security.sasl_username
+        return "" if name is None else f", or the account {name!r} may not see it"
 
     def kafka_python_options(self) -> dict[str, Any]:
         """Return the options that every client of kafka-python takes."""
@@ -290,21 +309,22 @@ _FIELDS: Final = {
 _SECRETS: Final = frozenset({"sasl_password"})
 
 
-def _variable(name: str) -> str:
+def variable_of(name: str) -> str:
+    """Return the environment variable of a setting."""
     return ENVIRONMENT_PREFIX + name.upper()
 
 
 def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
     """Return the converted value of each variable that is set; an unknown variable is an error."""
-    known = {_variable(name): name for name in _FIELDS}
-    files = {_variable(name) + "_FILE": name for name in _SECRETS}
+    known = {variable_of(name): name for name in _FIELDS}
+    files = {variable_of(name) + "_FILE": name for name in _SECRETS}
     values: dict[str, Any] = {}
     for variable, text in environ.items():
         if not variable.startswith(ENVIRONMENT_PREFIX) or variable.startswith(OTHER_PREFIXES):
             continue
         if variable in files:
-            if _variable(files[variable]) in environ:
-                raise ConfigError(f"{variable} and {_variable(files[variable])} are both set; set one")
+            if variable_of(files[variable]) in environ:
+                raise ConfigError(f"{variable} and {variable_of(files[variable])} are both set; set one")
             values[files[variable]] = _read_secret(variable, Path(text))
         elif variable in known:
             values[known[variable]] = _convert(known[variable], text, label=variable)
@@ -343,7 +363,7 @@ def _security(values: Mapping[str, Any]) -> KafkaSecurity:
     bootstrap = values.get("bootstrap", Settings.__struct_defaults__[0])
     if "security_protocol" not in chosen and not all(map(_is_loopback, str(bootstrap).split(","))):
         raise ConfigError(
-            f"{_variable('security_protocol')} must be written out for a broker that is not on loopback "
+            f"{variable_of('security_protocol')} must be written out for a broker that is not on loopback "
             f"({bootstrap}): SASL_SSL, SSL or PLAINTEXT"
         )
     return KafkaSecurity(**chosen)
@@ -353,7 +373,7 @@ def _check_address(address: str) -> None:
     host, colon, port = address.rpartition(":")
     if not (colon and host and port.isascii() and port.isdigit() and 1 <= int(port) <= 65_535):
         raise ConfigError(
-            f"{_variable('bootstrap')} must be host:port, several separated by commas, found {address!r}"
+            f"{variable_of('bootstrap')} must be host:port, several separated by commas, found {address!r}"
         )
 
 
@@ -376,11 +396,13 @@ def _build_ssl_context(ca_file: str, cert_file: str | None, key_file: str | None
     try:
         context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cafile=ca_file)
     except (OSError, ssl.SSLError) as error:
-        raise ConfigError(f"{_variable('ssl_ca_file')}: cannot load {ca_file!r}: {error}") from error
+        raise ConfigError(f"{variable_of('ssl_ca_file')}: cannot load {ca_file!r}: {error}") from error
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     if cert_file is not None:
         try:
             context.load_cert_chain(cert_file, key_file)
         except (OSError, ssl.SSLError) as error:
-            raise ConfigError(f"{_variable('ssl_cert_file')}: cannot load {cert_file!r}: {error}") from error
+            raise ConfigError(
+                f"{variable_of('ssl_cert_file')}: cannot load {cert_file!r}: {error}"
+            ) from error
     return context

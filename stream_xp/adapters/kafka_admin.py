@@ -22,6 +22,7 @@ from kafka.errors import (
 from msgspec import Meta, Struct
 
 from stream_xp.errors import ConfigError, DependencyError
+from stream_xp.link import check_link, hint
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -231,6 +232,7 @@ def connect(settings: Settings) -> Iterator[KafkaAdminClient]:
 
 def _open(settings: Settings) -> KafkaAdminClient:
     _wait_for_broker(settings)
+    check_link(settings)
     try:
         return KafkaAdminClient(
             **settings.kafka_python_options(),
@@ -238,7 +240,9 @@ def _open(settings: Settings) -> KafkaAdminClient:
             request_timeout_ms=REQUEST_TIMEOUT_MS,
         )
     except (KafkaError, OSError) as error:
-        raise DependencyError(f"the broker at {settings.bootstrap} does not talk to us: {error}") from error
+        raise DependencyError(
+            f"the broker at {settings.bootstrap} does not talk to us: {error}{hint(settings)}"
+        ) from error
 
 
 def _wait_for_broker(settings: Settings) -> None:

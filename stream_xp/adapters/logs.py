@@ -7,7 +7,7 @@ import sys
 
 import structlog
 
-_QUIET = ("kafka", "aiokafka", "faust", "mode", "asyncio")
+_QUIET = ("kafka", "aiokafka", "faust", "mode", "asyncio", "numba")
 _SHARED: list[structlog.typing.Processor] = [
     structlog.stdlib.add_log_level,
     structlog.stdlib.add_logger_name,
@@ -16,7 +16,7 @@ _SHARED: list[structlog.typing.Processor] = [
 
 
 def configure_logs(level: str = "INFO") -> None:
-    """Log as JSON to standard error; the clients below us only from WARNING on."""
+    """Log as JSON to standard error; the libraries below us only from WARNING on."""
     structlog.configure(
         processors=[*_SHARED, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),

@@ -9,6 +9,7 @@ from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError
 
 from stream_xp.errors import ConfigError, DependencyError
+from stream_xp.link import check_link, hint
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -124,7 +125,7 @@ class TopicReader:
         # On the embedded broker a topic appears with its first record.
         if not self._partitions and self._settings.broker != "embedded":
             raise ConfigError(
-                f"topic {self._topic} does not exist at {self._settings.bootstrap}; "
+                f"topic {self._topic} does not exist at {self._settings.bootstrap}{self._settings.account_note()}; "
                 "`stream-xp topics create` makes it, --prefix chooses another"
             )
 
@@ -185,6 +186,7 @@ class TopicReader:
 
 
 def _connect(settings: Settings) -> Any:
+    check_link(settings)
     try:
         return KafkaConsumer(
             **settings.kafka_python_options(),
@@ -197,5 +199,5 @@ def _connect(settings: Settings) -> Any:
         )
     except (KafkaError, OSError) as error:
         raise DependencyError(
-            f"no broker answered at {settings.bootstrap} within {CONNECT_TIMEOUT_MS} ms: {error}"
+            f"no broker answered at {settings.bootstrap} within {CONNECT_TIMEOUT_MS} ms: {error}{hint(settings)}"
         ) from error

@@ -8,6 +8,7 @@ from kafka import KafkaProducer
 from kafka.errors import KafkaError
 
 from stream_xp.errors import ConfigError, DependencyError
+from stream_xp.link import check_link, hint
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -57,7 +58,7 @@ class TopicWriter:
         except (KafkaError, TypeError) as error:
             # A topic that exists is known within a request; only a missing one is waited for to the end.
             raise ConfigError(
-                f"topic {topic} does not exist at {self._settings.bootstrap}; "
+                f"topic {topic} does not exist at {self._settings.bootstrap}{self._settings.account_note()}; "
                 "`stream-xp topics create` makes it, --prefix chooses another"
             ) from error
 
@@ -89,6 +90,7 @@ class TopicWriter:
 
 
 def _connect(settings: Settings) -> Any:
+    check_link(settings)
     try:
         return KafkaProducer(
             **settings.kafka_python_options(),
@@ -106,5 +108,5 @@ def _connect(settings: Settings) -> Any:
         )
     except (KafkaError, OSError) as error:
         raise DependencyError(
-            f"no broker answered at {settings.bootstrap} within {CONNECT_TIMEOUT_MS} ms: {error}"
+            f"no broker answered at {settings.bootstrap} within {CONNECT_TIMEOUT_MS} ms: {error}{hint(settings)}"
         ) from error

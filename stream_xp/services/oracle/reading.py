@@ -10,6 +10,7 @@ from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError
 
 from stream_xp.errors import DependencyError
+from stream_xp.link import check_link, hint
 from stream_xp.services.oracle.recompute import LoggedRecord
 
 if TYPE_CHECKING:
@@ -150,6 +151,7 @@ def open_reader(
     stall_timeout_s: float = STALL_TIMEOUT_S,
 ) -> Iterator[LogReader]:
     """Open a reader; what Kafka raises inside the block becomes a DependencyError."""
+    check_link(settings)
     try:
         consumer = KafkaConsumer(
             **settings.kafka_python_options(),
@@ -163,7 +165,9 @@ def open_reader(
             request_timeout_ms=REQUEST_TIMEOUT_MS,
         )
     except (KafkaError, OSError) as error:
-        raise DependencyError(f"no broker answered at {settings.bootstrap}: {error!r}") from error
+        raise DependencyError(
+            f"no broker answered at {settings.bootstrap}: {error!r}{hint(settings)}"
+        ) from error
     try:
         yield LogReader(consumer, progress=progress, stall_timeout_s=stall_timeout_s)
     except KafkaError as error:

@@ -13,6 +13,7 @@ from kafka.errors import KafkaError
 from stream_xp.domain.decision import Result
 from stream_xp.domain.statistics import PartitionStatistics, merge
 from stream_xp.errors import DependencyError
+from stream_xp.link import check_link
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -91,6 +92,7 @@ class Feed:
         """Newest offset written, by topic (without prefix) and partition."""
 
     def __enter__(self) -> Self:
+        check_link(self._settings)
         options = self._settings.kafka_python_options()
         try:
             self._producer = KafkaProducer(
