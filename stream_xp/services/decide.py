@@ -11,9 +11,9 @@ import asyncio
 import dataclasses
 import datetime as dt
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 import structlog
@@ -21,6 +21,7 @@ import structlog
 from stream_xp import __version__
 from stream_xp.adapters.clock import Clock
 from stream_xp.adapters.kafka_log import LogWriter, read_all
+from stream_xp.domain.codec import decode_own
 from stream_xp.domain.decision import (
     Action,
     ConfigRecord,
@@ -32,10 +33,17 @@ from stream_xp.domain.decision import (
     SignalData,
 )
 from stream_xp.domain.experiment import ExperimentRecord
-from stream_xp.domain.statistics import ExperimentStatistics, PartitionStatistics, add_outcomes, merge
+from stream_xp.domain.statistics import (
+    ExperimentStatistics,
+    Outcomes,
+    PartitionStatistics,
+    add_outcomes,
+    merge,
+)
 from stream_xp.engine.columns import Block
 from stream_xp.engine.evaluate import Evaluation, evaluate_all
 from stream_xp.engine.policy import config_after, decide
+from stream_xp.errors import ConfigError
 from stream_xp.services.experiments import Experiments
 from stream_xp.settings import Settings
 from stream_xp.stats import CrossMoments, Moments
@@ -44,6 +52,7 @@ log = structlog.get_logger(__name__)
 
 SPREAD_MS = 5_000
 """Beyond the idle grace, how far the watermarks of source partitions may be apart for an arm to ship."""
+_Own = TypeVar("_Own", Signal, Result, ConfigRecord)
 _EVALUATED_TOGETHER = 200
 """Experiments tested as one: large enough for arrays to pay, small enough to let others run in between."""
 
@@ -270,16 +279,14 @@ class Decide:
 
     async def _load(self) -> None:
         """Read all signals, the newest configs, and how many looks there were."""
-        self._signals = first_signals(msgspec.json.decode(v, type=Signal) for v in await self._all("signals"))
+        self._signals = first_signals(await self._own("signals", Signal))
         await self._load_configs()
-        for value in await self._all("results"):
-            result = msgspec.json.decode(value, type=Result)
+        for result in await self._own("results", Result):
             key = (result.experiment, result.version)
             self._looks[key] = max(result.look, self._looks.get(key, 0))
 
     async def _load_configs(self) -> None:
-        configs = [msgspec.json.decode(value, type=ConfigRecord) for value in await self._all("config")]
-        self._configs = {config.experiment: config for config in configs}
+        self._configs = {config.experiment: config for config in await self._own("config", ConfigRecord)}
 
     def _follows(self, record: ExperimentRecord) -> bool:
         """Whether the config of this version says already that it is over."""
@@ -290,8 +297,10 @@ class Decide:
             and held.status is not RolloutStatus.RUNNING
         )
 
-    async def _all(self, topic: str) -> list[bytes]:
-        return await self._values(topic, range(self._partitions[topic]))
+    async def _own(self, topic: str, kind: type[_Own]) -> list[_Own]:
+        """Every record of a topic of ours; what is none is reported and left out, as if it were not there."""
+        values = await self._values(topic, range(self._partitions[topic]))
+        return [record for value in values if (record := _own_or_none(topic, value, kind)) is not None]
 
     async def _values(self, topic: str, partitions: Sequence[int]) -> list[bytes]:
         records = await read_all(self._settings, self._settings.topic(topic), partitions)
@@ -301,12 +310,64 @@ class Decide:
 def _readable(value: bytes) -> PartitionStatistics | None:
     """The record, or None where somebody else's bytes are on the topic: they must not stop every experiment."""
     try:
-        record = msgspec.json.decode(value, type=PartitionStatistics)
+        record = decode_own(value, PartitionStatistics)
+        _check_numbers(record)
         _check_rows(record.statistics)
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+    except (ConfigError, ValueError) as error:
         log.error("statistics record refused", error=str(error))
         return None
     return record
+
+
+def _own_or_none(topic: str, value: bytes, kind: type[_Own]) -> _Own | None:
+    try:
+        record = decode_own(value, kind)
+        _check_range(*_NUMBERS[kind](record))
+    except (ConfigError, ValueError) as error:
+        log.error("record refused", topic=topic, error=str(error))
+        return None
+    return record
+
+
+def _check_numbers(record: PartitionStatistics) -> None:
+    """Raise ValueError where a number is beyond what a partition can have counted."""
+    statistics = record.statistics
+    progress = (record.exposures, record.rewards)
+    _check_range(
+        record.version,
+        record.partition,
+        record.allowed_lateness_ms,
+        record.watermark_ms,
+        statistics.crossover_units,
+        statistics.first_exposure_ms,
+        *statistics.out_of_range.values(),
+        *(row.units for row in statistics.units),
+        *(number for row in statistics.moments for number in (row.epoch, row.n)),
+        *(row.events for row in statistics.events),
+        *(number for row in statistics.histograms for pair in row.bins for number in pair),
+        *(offset for one in progress for offset in (one.first_offset, one.applied_offset)),
+        *(n for outcomes in _outcomes(record) for n in msgspec.structs.astuple(outcomes)),
+    )
+
+
+def _outcomes(record: PartitionStatistics | Result) -> tuple[Outcomes, Outcomes]:
+    return record.exposure_outcomes, record.reward_outcomes
+
+
+_LARGEST = 2**62
+_NUMBERS: dict[type[Any], Callable[[Any], tuple[int | None, ...]]] = {
+    Result: lambda result: (result.version, result.look, result.evaluated_ms),
+    Signal: lambda signal: (signal.data.result.version, signal.data.result.evaluated_ms),
+    ConfigRecord: lambda config: (config.version, config.config_version, config.effective_ms),
+}
+"""What goes on into records of ours."""
+
+
+def _check_range(*numbers: int | None) -> None:
+    """Raise ValueError for a number that is negative (a first offset's predecessor apart) or past 2**62."""
+    for number in numbers:
+        if number is not None and not -1 <= number < _LARGEST:
+            raise ValueError("a number is negative, or 2**62 or more")
 
 
 def _check_rows(statistics: ExperimentStatistics) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
 from stream_xp.adapters.topic_reader import TopicReader, TopicRecord
+from stream_xp.domain.codec import decode_own
 from stream_xp.domain.decision import Result, Signal
 from stream_xp.errors import ConfigError
 
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from stream_xp.settings import Settings
+
+log = logging.getLogger(__name__)
 
 Record = TypeVar("Record", Result, Signal)
 
@@ -47,7 +51,10 @@ def read_standings(settings: Settings, *, now_ms: int, experiment: str | None = 
         newest = {key: record for key, record in newest.items() if key == experiment.encode()}
         if not newest:
             raise ConfigError(f"{experiment}: no result on {topic}; is it applied, and does a worker run?")
-    return tuple(_standing(_decoded(record, Result), now_ms) for _, record in sorted(newest.items()))
+    readable = [_readable(record, Result) for _, record in sorted(newest.items())]
+    if experiment is not None and readable == [None]:
+        raise ConfigError(f"{experiment}: the newest result on {topic} cannot be read")
+    return tuple(_standing(result, now_ms) for result in readable if result is not None)
 
 
 def read_signals(
@@ -55,7 +62,8 @@ def read_signals(
 ) -> Iterator[Signal]:
     """Give the newest `limit` signals (all, without one) by time, then new ones forever if `follow`.
 
-    A signal that stands on the topic twice (same `source` and `id`) is given once.
+    A signal that stands on the topic twice (same `source` and `id`) is given once; a record that is no signal is
+    reported in the log and passed over.
 
     Raises:
         ConfigError: the topic is missing.
@@ -75,7 +83,9 @@ def _fresh(
     for record in records:
         if record.value is None:
             continue
-        signal = _decoded(record, Signal)
+        signal = _readable(record, Signal)
+        if signal is None:
+            continue
         identity = (signal.source, signal.id)
         if identity not in seen and experiment in (None, signal.data.result.experiment):
             seen.add(identity)
@@ -94,8 +104,11 @@ def _standing(result: Result, now_ms: int) -> Standing:
     )
 
 
-def _decoded(record: TopicRecord, kind: type[Record]) -> Record:
+def _readable(record: TopicRecord, kind: type[Record]) -> Record | None:
+    """The record, or None with a line on standard error: one that is none must not hide all the others."""
     try:
-        return msgspec.json.decode(record.value or b"", type=kind)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{record.place} is no {kind.__name__}: {error}") from error
+        return decode_own(record.value or b"", kind)
+    except ConfigError as error:
+        # The standard library's: without a set-up it writes warnings to standard error, and output stays clean.
+        log.warning("passed over: %s is %s", record.place, error)
+        return None

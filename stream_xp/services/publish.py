@@ -8,6 +8,7 @@ import msgspec
 
 from stream_xp.adapters.topic_reader import TopicReader, TopicRecord
 from stream_xp.adapters.topic_writer import TopicWriter
+from stream_xp.domain.codec import decode_own
 from stream_xp.domain.decision import ConfigRecord
 from stream_xp.domain.experiment import ExperimentRecord, ExperimentSpec, Status
 from stream_xp.domain.publication import archived_record, next_config, next_record
@@ -101,10 +102,10 @@ def _newest(settings: Settings, topic: str, experiment: str, kind: type[Record])
 
 def _decoded(record: TopicRecord, kind: type[Record]) -> Record:
     try:
-        return msgspec.json.decode(record.value or b"", type=kind)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        return decode_own(record.value or b"", kind)
+    except ConfigError as error:
         # Written by a newer release, perhaps: to replace it unread could undo what it says.
-        raise ConfigError(f"{record.place} is no {kind.__name__}: {error}") from error
+        raise ConfigError(f"{record.place} is {error}") from error
 
 
 def _changes(publication: Publication) -> list[str]:

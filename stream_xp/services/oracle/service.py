@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
+from stream_xp.domain.codec import decode_own
 from stream_xp.domain.experiment import ExperimentRecord
 from stream_xp.domain.statistics import Outcomes, PartitionStatistics, Rules
-from stream_xp.errors import ConfigError, DependencyError
+from stream_xp.errors import ConfigError
 from stream_xp.services.oracle.compare import Mismatch, first_mismatch, outcome_mismatch
 from stream_xp.services.oracle.explain import (
     Case,
@@ -62,7 +64,7 @@ MAX_EXPLAINED: Final = 3
 READ_AHEAD: Final = 2_000
 """Records after the applied offset that are searched for another prefix."""
 _SPECS = msgspec.json.Decoder(ExperimentRecord)
-_STATISTICS = msgspec.json.Decoder(PartitionStatistics)
+log = logging.getLogger(__name__)
 
 
 class Published(NamedTuple):
@@ -379,7 +381,7 @@ def read_specs(reader: LogReader, settings: Settings) -> list[LoggedSpec]:
 
 
 def read_statistics(reader: LogReader, settings: Settings) -> list[PartitionStatistics]:
-    """Return the newest record under each key of ``xp.stats``."""
+    """Return the newest record under each key of ``xp.stats``; what is none is reported and left out."""
     return [one.record for one in read_published(reader, settings)]
 
 
@@ -413,9 +415,11 @@ def _published(
                 forget.pop(one.key, None)
             continue
         try:
-            record = _STATISTICS.decode(one.value)
-        except msgspec.MsgspecError as error:
-            raise DependencyError(f"{topic}[{partition}] offset {one.offset}: {error}") from error
+            record = decode_own(one.value, PartitionStatistics)
+        except ConfigError as error:
+            # The decide stage passes over it too, so no decision rests on it.
+            log.warning("passed over: %s partition %d offset %d is %s", topic, partition, one.offset, error)
+            continue
         yield Published(Place(topic=topic, partition=partition, offset=one.offset), one.key, record)
 
 
