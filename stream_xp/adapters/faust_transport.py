@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+import struct
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,6 +21,7 @@ import faust
 from aiokafka.consumer import fetcher as aiokafka_fetcher
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 from aiokafka.errors import IllegalStateError
+from aiokafka.record.default_records import _DefaultRecordBatchPy
 from faust.transport.drivers import aiokafka as driver
 from faust.types.tuples import TP, ConsumerMessage
 
@@ -28,6 +30,7 @@ from stream_xp.errors import ConfigError
 from stream_xp.settings import Settings
 
 _STOCK_PARTITION_RECORDS: Any = aiokafka_fetcher.PartitionRecords
+_STOCK_MEMORY_RECORDS: Any = aiokafka_fetcher.MemoryRecords
 _PARTITION_RECORDS_ARGUMENTS = (
     "self",
     "tp",
@@ -78,8 +81,76 @@ class BlockRecords(_STOCK_PARTITION_RECORDS):
         return record if self._value_deserializer is as_blocks else super()._consumer_record(tp, record)
 
 
+class _ForgivingBytes(bytearray):
+    """Bytes whose text may be anything: what is not UTF-8 becomes U+FFFD."""
+
+    def __getitem__(self, at: Any) -> Any:
+        found = super().__getitem__(at)
+        return _ForgivingBytes(found) if isinstance(at, slice) else found
+
+    def decode(self, *_: object, **__: object) -> str:
+        return super().decode("utf-8", "replace")
+
+
+class _ForgivingBatch(_DefaultRecordBatchPy):
+    """aiokafka's record batch in Python, reading header names as they are."""
+
+    _buffer: Any
+
+    def _maybe_uncompress(self) -> None:
+        super()._maybe_uncompress()
+        self._buffer = _ForgivingBytes(self._buffer)
+
+
+class _Batch:
+    """A record batch as aiokafka reads it, or forgivingly where a header name is not UTF-8."""
+
+    def __init__(self, stock: Any, raw: bytes) -> None:
+        self._stock = stock
+        self._raw = raw
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stock, name)
+
+    def __iter__(self) -> Iterator[Any]:
+        try:
+            return iter(list(self._stock))
+        except UnicodeDecodeError:
+            return iter(_ForgivingBatch(self._raw))
+
+    def __next__(self) -> Any:
+        return next(self._stock)
+
+
+class ForgivingRecords:
+    """aiokafka's reader of fetched bytes, for which no header name is a reason to stop.
+
+    A broker takes any bytes as the name of a header; aiokafka raises UnicodeDecodeError at them, which no caller
+    expects: one such record would end every worker that reads its partition, again and again.
+    """
+
+    def __init__(self, raw: bytes) -> None:
+        self._stock = _STOCK_MEMORY_RECORDS(raw)
+        self._raw = raw
+        self._at = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stock, name)
+
+    def next_batch(self) -> _Batch | None:
+        """The next batch, None after the last."""
+        stock = self._stock.next_batch()
+        if stock is None:
+            return None
+        # Base offset and length of what follows: the same first 12 bytes in every message format.
+        (size,) = struct.unpack_from(">i", self._raw, self._at + 8)
+        raw = self._raw[self._at : self._at + 12 + size]
+        self._at += len(raw)
+        return _Batch(stock, raw)
+
+
 def install_block_hook() -> None:
-    """Have aiokafka deliver blocks to consumers made with `as_blocks`, in this process.
+    """Have aiokafka deliver blocks to consumers made with `as_blocks`, and read any header name, in this process.
 
     Raises:
         ConfigError: aiokafka's internals are not the ones this was written for.
@@ -90,6 +161,7 @@ def install_block_hook() -> None:
             f"aiokafka {aiokafka.__version__} reads partitions in another way; install the pinned version"
         )
     aiokafka_fetcher.PartitionRecords = BlockRecords
+    aiokafka_fetcher.MemoryRecords = ForgivingRecords
 
 
 class BlockConsumerThread(driver.AIOKafkaConsumerThread):

@@ -33,6 +33,7 @@ from stream_xp.domain.decision import (
     SignalData,
 )
 from stream_xp.domain.experiment import ExperimentRecord
+from stream_xp.domain.fit import check_fit, unknown_epoch
 from stream_xp.domain.statistics import (
     ExperimentStatistics,
     Outcomes,
@@ -72,11 +73,13 @@ class Watched:
     Attributes:
         newest: newest statistics per source partition, of the newest version seen.
         changed: whether there is something to evaluate.
+        fitting: those of the newest that are known to fit the spec.
     """
 
     experiment: str
     newest: dict[int, PartitionStatistics] = field(default_factory=dict)
     changed: bool = False
+    fitting: dict[int, PartitionStatistics] = field(default_factory=dict)
 
     @property
     def version(self) -> int:
@@ -186,7 +189,28 @@ class Decide:
             log.debug("statistics without a spec", experiment=watched.experiment, version=watched.version)
             return None
         parts = watched.current()
+        if not all(self._fits(watched, part, record) for part in parts):
+            return None
         return _Look(record, parts, merge(part.statistics for part in parts))
+
+    @staticmethod
+    def _fits(watched: Watched, part: PartitionStatistics, record: ExperimentRecord) -> bool:
+        """Whether a partition's statistics are of this spec; without them the experiment would be another one."""
+        if watched.fitting.get(part.partition) is part:
+            return True
+        if unknown_epoch(part.statistics, record):
+            # Another worker can know of new weights first.
+            watched.changed = True
+            log.debug("statistics of an unknown weight epoch", experiment=watched.experiment)
+            return False
+        try:
+            check_fit(part.statistics, record.spec)
+        except ValueError as error:
+            where = {"experiment": watched.experiment, "partition": part.partition}
+            log.error("statistics refused: not of this spec", **where, error=str(error))
+            return False
+        watched.fitting[part.partition] = part
+        return True
 
     async def _conclude(self, look: _Look, evaluation: Evaluation) -> None:
         spec = look.record.spec
@@ -338,15 +362,20 @@ def _check_numbers(record: PartitionStatistics) -> None:
         record.partition,
         record.allowed_lateness_ms,
         record.watermark_ms,
-        statistics.crossover_units,
         statistics.first_exposure_ms,
         *statistics.out_of_range.values(),
-        *(row.units for row in statistics.units),
-        *(number for row in statistics.moments for number in (row.epoch, row.n)),
-        *(row.events for row in statistics.events),
-        *(number for row in statistics.histograms for pair in row.bins for number in pair),
         *(offset for one in progress for offset in (one.first_offset, one.applied_offset)),
         *(n for outcomes in _outcomes(record) for n in msgspec.structs.astuple(outcomes)),
+    )
+    _check_range(
+        statistics.crossover_units,
+        *(number for row in statistics.units for number in (row.epoch, row.units)),
+        *(number for row in statistics.moments for number in (row.epoch, row.n)),
+        *(number for row in statistics.events for number in (row.epoch, row.events)),
+        *(number for row in statistics.histograms for pair in row.bins for number in pair),
+        *(row.epoch for row in statistics.histograms),
+        least=0,
+        largest=_LARGEST_COUNT,
     )
 
 
@@ -355,6 +384,8 @@ def _outcomes(record: PartitionStatistics | Result) -> tuple[Outcomes, Outcomes]
 
 
 _LARGEST = 2**62
+_LARGEST_COUNT = 2**39
+"""Units or events of a row. The tests take counts below 2**53; that many partitions can be added."""
 _NUMBERS: dict[type[Any], Callable[[Any], tuple[int | None, ...]]] = {
     Result: lambda result: (result.version, result.look, result.evaluated_ms),
     Signal: lambda signal: (signal.data.result.version, signal.data.result.evaluated_ms),
@@ -363,11 +394,11 @@ _NUMBERS: dict[type[Any], Callable[[Any], tuple[int | None, ...]]] = {
 """What goes on into records of ours."""
 
 
-def _check_range(*numbers: int | None) -> None:
-    """Raise ValueError for a number that is negative (a first offset's predecessor apart) or past 2**62."""
+def _check_range(*numbers: int | None, least: int = -1, largest: int = _LARGEST) -> None:
+    """Raise ValueError for a number out of range; an applied offset may be the one before the first."""
     for number in numbers:
-        if number is not None and not -1 <= number < _LARGEST:
-            raise ValueError("a number is negative, or 2**62 or more")
+        if number is not None and not least <= number < largest:
+            raise ValueError(f"a number is below {least}, or {largest} or more")
 
 
 def _check_rows(statistics: ExperimentStatistics) -> None:
