@@ -14,11 +14,16 @@ from stream_xp.domain.codec import (
     Limits,
     RawColumns,
     RawRecord,
+    decode_experiment,
     decode_exposure,
+    decode_own,
     decode_reward,
 )
+from stream_xp.domain.dead_letter import DeadLetter
+from stream_xp.domain.decision import ConfigRecord, Result, Signal
 from stream_xp.domain.events import Exposure, Reward, epoch_ms
-from stream_xp.errors import Reason, RecordRejected
+from stream_xp.domain.statistics import PartitionStatistics
+from stream_xp.errors import ConfigError, Reason, RecordRejected
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -269,6 +274,43 @@ def test_a_refusal_names_no_unit() -> None:
 
 def test_the_last_of_equal_names_wins() -> None:
     assert decode_reward(raw(reward_text(b'"value":1,"value":2'))).value == 2.0
+
+
+def test_headers_are_bounded_before_they_are_looked_at() -> None:
+    for headers, detail in (
+        ((("x", b"y"),) * 101, "101 headers, the limit is 100"),
+        ((("x", b"y" * 16_384),), "headers have 16385 bytes, the limit is 16384"),
+        ((("x" * 16_385, None),), "headers have 16385 bytes"),
+    ):
+        record = raw(encoded(REWARD), headers=headers)
+        assert refusal(record).reason is Reason.TOO_LARGE
+        assert detail in refusal(record).detail
+        (batched,) = decode_rewards([record])
+        assert comparable(batched) == comparable(refusal(record))
+    for headers in ((("x", b"y"),) * 100, (("x", b"y" * 16_383),)):
+        assert decode_reward(raw(encoded(REWARD), headers=headers)).metric == "click"
+
+
+HOSTILE = {
+    "empty": b"",
+    "no JSON": b"hello",
+    "not UTF-8": b'{"experiment":"\xff"}',
+    "half a surrogate": b'{"experiment":"\\ud800"}',
+    "deep": b'{"x":' * 50_000,
+    "deep list": b"[" * 50_000,
+    "long number": b'{"look":' + b"9" * 5_000 + b"}",
+    "1e999": b'{"evaluated_ms":1e999}',
+    "another kind": b'{"schema":2}',
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+@pytest.mark.parametrize("kind", [Signal, Result, ConfigRecord, PartitionStatistics, DeadLetter])
+def test_a_record_of_our_own_is_refused_with_a_reason(kind: type, case: str) -> None:
+    with pytest.raises(ConfigError, match=f"no {kind.__name__}: "):
+        decode_own(HOSTILE[case], kind)
+    with pytest.raises(ConfigError, match="experiment record of e: "):
+        decode_experiment("e", HOSTILE[case])
 
 
 # CloudEvents

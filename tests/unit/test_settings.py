@@ -248,3 +248,45 @@ def test_the_embedded_broker_has_its_api_version() -> None:
     assert Settings(broker="embedded").kafka_python_options()["api_version"] == (2, 3, 0)
     assert "api_version" not in Settings().kafka_python_options()
     assert "api_version" not in Settings(broker="embedded").aiokafka_options()
+
+
+def test_requests_that_prove_a_password_are_not_logged(
+    sasl: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    # aiokafka and kafka-python log each request whole at DEBUG, and PLAIN sends the password as it is.
+    Settings.load(sasl).aiokafka_options()
+    with caplog.at_level(logging.DEBUG):
+        for name in ("aiokafka.conn", "kafka.net.connection"):
+            request = f"SaslAuthenticateRequest_v1(sasl_auth_bytes=b'worker\\x00worker\\x00{CANARY}')"
+            logging.getLogger(name).debug("Request to %s %d: %s", "kafka-1:9093", 3, request)
+            logging.getLogger(name).debug("Request to %s %d: %s", "kafka-1:9093", 4, "MetadataRequest_v1()")
+    assert CANARY not in caplog.text
+    assert caplog.text.count("not shown") == 2
+    assert caplog.text.count("MetadataRequest_v1") == 2
+
+
+def test_the_load_generator_gets_the_security_settings(sasl: dict[str, str], authority: Path) -> None:
+    from stream_xp.adapters.load_generator import _options  # noqa: PLC0415
+
+    options = _options(Settings.load(sasl))
+    assert options["security.protocol"] == "SASL_SSL"
+    assert options["ssl.ca.location"] == str(authority / "ca.pem")
+    assert (options["sasl.mechanism"], options["sasl.username"]) == ("SCRAM-SHA-512", "worker")
+    assert options["sasl.password"] == CANARY
+    assert CANARY not in repr(options)
+
+
+def test_no_command_takes_a_secret_as_an_argument() -> None:
+    import click  # noqa: PLC0415
+
+    from stream_xp.cli import COMMANDS, main  # noqa: PLC0415
+
+    def options(command: click.Command) -> list[str]:
+        own = [option for parameter in command.params for option in parameter.opts]
+        children = command.commands.values() if isinstance(command, click.Group) else ()
+        return own + [option for child in children for option in options(child)]
+
+    for name in COMMANDS:
+        command = main.get_command(click.Context(main), name)
+        assert command is not None
+        assert not [option for option in options(command) if "password" in option or "secret" in option]

@@ -344,3 +344,88 @@ def test_nothing_ships_while_source_partitions_are_far_apart(log: Log) -> None:
         assert log.results()[-1].decision.action is Action.SHIP
 
     asyncio.run(scenario())
+
+
+UNREADABLE = [b"", b"{", b"hello", b'{"schema": 2}', b'{"id":"\xff"}', b'{"x":' * 5_000, b"[" * 5_000]
+
+
+def test_unreadable_records_among_what_was_said_stop_nothing_and_are_told(
+    log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(module.log, "error", lambda event, **_: told.append(event), raising=False)
+
+    async def scenario() -> None:
+        await look(stage(log, Specs(1)), statistics(400, **MISMATCH))
+        for topic in ("xp.signals", "xp.results", "xp.config"):
+            log.topics[topic] = [*UNREADABLE, *log.topics[topic], *UNREADABLE]
+        again = stage(log, Specs(1))
+        await again.on_block(block(statistics(500, a=500, b=0)))
+        assert told.count("record refused") == 3 * 2 * len(UNREADABLE)
+        await again.evaluate()
+        results = log.topics["xp.results"]
+        newest = msgspec.json.decode(results[-1], type=Result)
+        assert (newest.look, newest.decision.action) == (2, Action.STOP)
+        # The decision of before still stands, so none is sent again.
+        assert len(log.topics["xp.signals"]) == 1 + 2 * len(UNREADABLE)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("number", [2**62, -5, 10**30])
+def test_a_number_that_could_not_go_on_is_refused(log: Log, number: int) -> None:
+    async def scenario() -> None:
+        await look(stage(log, Specs(1)), statistics(400, **EVEN))
+        (result,) = log.results()
+        log.topics["xp.results"] = [msgspec.json.encode(msgspec.structs.replace(result, look=number))]
+        await look(stage(log, Specs(1)), statistics(500, **EVEN))
+        assert msgspec.json.decode(log.topics["xp.results"][-1], type=Result).look == 1
+
+    asyncio.run(scenario())
+
+
+FOREIGN = {
+    "another arm": (b'["a",0,"",200]', b'["z",0,"",200]'),
+    "another segment": (b'["a",0,"",200]', b'["a",0,"x=y",200]'),
+    "negative units": (b'["a",0,"",200]', b'["a",0,"",-1]'),
+    "units beyond any": (b'["a",0,"",200]', b'["a",0,"",9007199254740993]'),
+    "another metric": (b'"moments":[]', b'"moments":[["zz","a",0,"",2,"1","1"]]'),
+    "a sum beyond any": (b'"moments":[]', b'"moments":[["click","a",0,"",1,"%s","%s"]]'),
+    "rows of another kind": (b'"events":[]', b'"events":[["click","a",0,"",1,1]]'),
+    "bins of another kind": (b'"histograms":[]', b'"histograms":[["click","a",0,"",[[1,1]]]]'),
+}
+
+
+@pytest.mark.parametrize("case", FOREIGN)
+def test_statistics_that_no_worker_can_have_written_are_not_evaluated(log: Log, case: str) -> None:
+    old, new = FOREIGN[case]
+    if b"%s" in new:
+        new %= (b"9" * 200, b"9" * 400)
+    good = statistics(400, **EVEN)
+    assert good.count(old) == 1
+
+    async def scenario() -> None:
+        decide = stage(log, Specs(1))
+        await look(decide, good.replace(old, new))
+        assert log.results() == []
+        await look(decide, statistics(500, **EVEN))
+        assert len(log.results()) == 1
+
+    asyncio.run(scenario())
+
+
+def test_statistics_of_a_weight_epoch_that_is_not_known_yet_wait_for_it(log: Log) -> None:
+    async def scenario() -> None:
+        specs = Specs(1)
+        decide = stage(log, specs)
+        await look(decide, statistics(400, **EVEN).replace(b'["a",0,"",200]', b'["a",1,"",200]'))
+        assert log.results() == []
+        known = entry().record
+        assert known is not None
+        later = WeightEpoch(epoch=1, weights=known.spec.weights, effective_ms=1)
+        newer = msgspec.structs.replace(known, epochs=(*known.epochs, later))
+        specs.registry.add([Entry(offset=9, experiment="exp", in_force_ms=9, record=newer)])
+        await decide.evaluate()
+        assert len(log.results()) == 1
+
+    asyncio.run(scenario())

@@ -1,0 +1,130 @@
+"""Bytes of somebody else on the service's own topics, while it works: said, passed over, and nothing ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from kafka import KafkaProducer
+from worker_process import SPEC, now_ms, prepare, quick, wait_for
+
+from stream_xp.adapters.kafka_admin import declared_topics
+from stream_xp.services.evidence import read_standings
+from stream_xp.services.worker import WorkerThread
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from stream_xp.settings import Settings
+
+pytestmark = [pytest.mark.broker, pytest.mark.slow]
+
+HOSTILE = [b"{", b"hello", b'{"schema": 2}', b'{"spec":"\xff"}', b'{"x":' * 5_000, b"[" * 5_000, b"\x00" * 99]
+OWN = ("experiments", "stats", "results", "signals", "config")
+
+
+class BadName(str):
+    """A header name that goes out as bytes that are no UTF-8, which a broker takes."""
+
+    __slots__ = ()
+
+    def encode(self, *_: object, **__: object) -> bytes:
+        return b"\xff\xfe"
+
+
+@pytest.fixture
+def settings(embedded_broker: Any, topic_prefix: str) -> Settings:
+    settings = quick(embedded_broker.bootstrap, topic_prefix, broker="embedded")
+    for topic in declared_topics(settings):
+        embedded_broker.create_topic(topic.name, topic.partitions)
+    return settings
+
+
+@pytest.fixture
+def producer(settings: Settings) -> Iterator[KafkaProducer]:
+    producer = KafkaProducer(**settings.kafka_python_options())
+    yield producer
+    producer.close(timeout=5)
+
+
+def disturb(settings: Settings, producer: KafkaProducer) -> None:
+    """Hostile records on every topic of ours, under the experiment's key and under none."""
+    for topic in OWN:
+        for value in HOSTILE:
+            for key in (SPEC.experiment.encode(), b"\xff", None):
+                producer.send(settings.topic(topic), key=key, value=value)
+        producer.send(settings.topic(topic), key=b"x", value=b"{", headers=[(BadName("ab"), b"1")])
+    producer.flush(30)
+
+
+def send_units(settings: Settings, producer: KafkaProducer, units: range) -> None:
+    for n in units:
+        event = {
+            "id": str(n),
+            "time": now_ms(),
+            "unit": f"u{n}",
+            "experiment": SPEC.experiment,
+            "arm": "ab"[n % 2],
+        }
+        headers = [(BadName("ab"), b"1")] if n % 10 == 0 else []
+        producer.send(
+            settings.topic("exposures"),
+            key=f"u{n}".encode(),
+            value=json.dumps(event).encode(),
+            headers=headers,
+        )
+    producer.flush(30)
+
+
+def units_in_result(settings: Settings) -> int:
+    standings = read_standings(settings, now_ms=now_ms())
+    return max((sum(arm.units for arm in one.result.arms) for one in standings), default=0)
+
+
+def test_the_worker_goes_on_among_hostile_records(settings: Settings, producer: KafkaProducer) -> None:
+    prepare(settings)
+    disturb(settings, producer)
+    with WorkerThread(settings) as thread:
+        send_units(settings, producer, range(100))
+        wait_for(lambda: units_in_result(settings) == 100, "100 units are in a result")
+        disturb(settings, producer)
+        send_units(settings, producer, range(100, 200))
+        wait_for(lambda: units_in_result(settings) == 200, "200 units are in a result")
+        thread.check()
+
+
+def test_the_commands_pass_over_what_is_no_record_and_say_so(
+    settings: Settings, producer: KafkaProducer
+) -> None:
+    golden = declared_golden()
+    producer.send(settings.topic("signals"), key=b"checkout-canary", value=b"{")
+    producer.send(settings.topic("signals"), key=b"checkout-canary", value=golden)
+    producer.flush(30)
+    variables = {
+        "STREAM_XP_BOOTSTRAP": settings.bootstrap,
+        "STREAM_XP_BROKER": "embedded",
+        "STREAM_XP_PREFIX": settings.prefix,
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "stream_xp", "signals", "--json"],
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 1
+    assert json.loads(done.stdout)["specversion"] == "1.0"
+    assert "passed over: " in done.stderr
+    assert "offset 0 is no Signal" in done.stderr
+
+
+def declared_golden() -> bytes:
+    from stream_xp.adapters.kafka_admin import topics_dir  # noqa: PLC0415
+
+    return (topics_dir() / "golden" / "signal.v1.json").read_bytes()
