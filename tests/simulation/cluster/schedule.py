@@ -1,0 +1,346 @@
+"""A random schedule: what happens next is drawn from the seed, then everything is let run out and judged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from stream_xp.services.ingest import STALL_S
+from tests.simulation.cluster.verdict import Verdict
+from tests.simulation.cluster.watch import BrokenError
+from tests.simulation.cluster.world import SOURCES, World
+
+_T = TypeVar("_T")
+_ROUNDS = 160
+_MOST_NODES = 3
+_COMPACTED = ("xp.state", "xp.stats", "xp.results", "xp.config", "xp.deadletter")
+
+
+class Schedule:
+    """One run of a world; the weights of what can happen are drawn first, many of them 0."""
+
+    def __init__(self, seed: int, *, trace: list[str] | None = None) -> None:
+        self.world = World(seed, trace=trace)
+        rng = self.world.rng
+        self.steps = rng.choice([60, 150, 300])
+        usual: dict[Callable[[], None], float] = {
+            self.release: 40,
+            self.write: 25,
+            self.fetch: 16,
+            self.produce: 12,
+            self.pass_time: 5,
+            self.flush: 6,
+            self.evaluate: 2,
+            self.commit: 3,
+            self.tell: 6,
+            self.expire_dead: 2,
+            self.spawn: 1,
+        }
+        faults: dict[Callable[[], None], float] = {
+            self.crash: 0.7,
+            self.stop: 0.4,
+            self.pause: 0.8,
+            self.expire: 1.0,
+            self.rebalance: 0.8,
+            self.displace: 1.0,
+            self.refuse: 0.4,
+            self.compact: 1.5,
+            self.truncate: 1.0,
+            self.cut: 0.1,
+            self.spoil: 0.3,
+            self.change_specs: 0.7,
+            self.long_silence: 0.2,
+        }
+        drawn = {what: weight * rng.choice([0.0, 0.5, 1.0, 3.0]) for what, weight in faults.items()}
+        chosen = usual | drawn | {self.wake: 1.5, self.orphan: 2.0}
+        self._happenings, self._weights = list(chosen), list(chosen.values())
+
+    def run(self) -> None:
+        """Everything, from start to verdict.
+
+        Raises:
+            BrokenError: something does not hold; the message names the seed.
+        """
+        world = self.world
+        try:
+            for _ in range(world.rng.choice([1, 1, 2, 3])):
+                world.spawn()
+            for happening in world.rng.choices(self._happenings, self._weights, k=self.steps):
+                happening()
+                world.loop.settle()
+                world.watch.check()
+            whole = run_out(world)
+            Verdict(world).give(whole=whole)
+        except BrokenError as error:
+            raise BrokenError(f"seed {world.seed}: {error}") from error
+        finally:
+            world.close()
+
+    # --- what usually happens -----------------------------------------------------------------------------------
+
+    def release(self) -> None:
+        open_gates = self.world.open_gates()
+        if open_gates:
+            self.world.release(self.world.rng.choice(open_gates))
+
+    def write(self) -> None:
+        world = self.world
+        waiting = world.pending_writes(appended=False)
+        if waiting and world.rng.random() < 0.7:
+            node, write = world.rng.choice(waiting)
+            world.append(write, node.name)
+            if world.rng.random() < 0.6:
+                return
+        answered = world.pending_writes(appended=True)
+        if answered:
+            world.acknowledge(*world.rng.choice(answered))
+
+    def fetch(self) -> None:
+        world = self.world
+        found = self._one(world.fetchable())
+        if found is None:
+            return
+        node, tp = found
+        if tp not in node.serving:
+            world.serve(node, tp, world.rng.randrange(1, world.most_records + 1))
+        if world.rng.random() < 0.7:
+            world.arrive(node, tp)
+
+    def produce(self) -> None:
+        for _ in range(self.world.rng.randrange(1, 5)):
+            self.world.produce(self.world.rng.choice(SOURCES))
+
+    def pass_time(self) -> None:
+        self.world.pass_time(self.world.rng.choice([1, 5, 20, 60]))
+
+    def flush(self) -> None:
+        node = self._one([node for node in self.world.nodes if node.serves and "flush" not in node.busy])
+        if node is not None:
+            self.world.flush(node)
+
+    def evaluate(self) -> None:
+        node = self._one([node for node in self.world.nodes if node.serves and "evaluate" not in node.busy])
+        if node is not None and "decide" in self.world.settings.roles:
+            self.world.evaluate(node)
+
+    def commit(self) -> None:
+        node = self._one([node for node in self.world.nodes if node.running])
+        if node is not None:
+            self.world.commit(node)
+
+    def tell(self) -> None:
+        node = self._one(self._to_tell())
+        if node is not None:
+            self.world.tell(node)
+
+    def _to_tell(self) -> list:
+        return to_tell(self.world)
+
+    def expire_dead(self) -> None:
+        node = self._one([node for node in self.world.members if not node.alive])
+        if node is not None:
+            self.world.expire(node)
+
+    def spawn(self) -> None:
+        if len(self.world.nodes) < _MOST_NODES:
+            self.world.spawn()
+
+    # --- faults ---------------------------------------------------------------------------------------------------
+
+    def crash(self) -> None:
+        node = self._one(self.world.nodes)
+        if node is not None:
+            self.world.crash(node, lost=self.world.rng.random() < 0.6)
+
+    def stop(self) -> None:
+        node = self._one([node for node in self.world.nodes if node.serves])
+        if node is not None:
+            self.world.stop(node)
+
+    def pause(self) -> None:
+        node = self._one([node for node in self.world.nodes if node.serves])
+        if node is not None:
+            self.world.pause(node)
+
+    def wake(self) -> None:
+        node = self._one([node for node in self.world.nodes if node.paused])
+        if node is not None:
+            self.world.wake(node)
+
+    def expire(self) -> None:
+        node = self._one([node for node in self.world.members if node.paused])
+        if node is not None:
+            self.world.expire(node)
+
+    def rebalance(self) -> None:
+        if self.world.members:
+            self.world.rebalance()
+
+    def displace(self) -> None:
+        world = self.world
+        found = self._one([one for one in world.fetchable() if one[1].topic in SOURCES])
+        if found is not None:
+            node, tp = found
+            end = world.log.topics[tp.topic][tp.partition].end
+            world.displace(node, tp, world.rng.randrange(end + 1))
+
+    def refuse(self) -> None:
+        waiting = self.world.pending_writes(appended=self.world.rng.random() < 0.5)
+        if waiting:
+            self.world.refuse(*self.world.rng.choice(waiting))
+
+    def orphan(self) -> None:
+        if self.world.orphans:
+            self.world.append_orphan(0)
+
+    def compact(self) -> None:
+        world = self.world
+        topic = world.rng.choice(_COMPACTED)
+        partition = world.rng.randrange(len(world.log.topics[topic]))
+        end = world.log.topics[topic][partition].end
+        gone = world.log.compact(topic, partition, end - world.rng.choice([0, 0, 1, 5]))
+        world.note(f"compaction takes {gone} records of {topic}/{partition}")
+
+    def truncate(self) -> None:
+        """Retention takes only what is committed."""
+        world = self.world
+        tp = self._one(sorted(world.committed))
+        if tp is not None and not world.watch.spoilt:
+            world.truncate(tp, world.rng.randrange(world.committed[tp] + 1))
+
+    def cut(self) -> None:
+        """Retention takes what was not counted yet."""
+        world = self.world
+        tp = self._one(sorted(world.committed))
+        if tp is not None and not world.watch.spoilt:
+            end = world.log.topics[tp.topic][tp.partition].end
+            if world.committed[tp] < end:
+                world.truncate(tp, world.rng.randrange(world.committed[tp], end) + 1)
+
+    def spoil(self) -> None:
+        """A record of the state topic is damaged, or gone."""
+        world = self.world
+        if any(partition.start for name in SOURCES for partition in world.log.topics[name]):
+            return
+        partition = world.rng.randrange(world.settings.partitions)
+        record = self._one(world.log.topics["xp.state"][partition].live[-6:])
+        if record is not None and record.value:
+            world.spoil(partition, record.offset, world.rng.randrange(len(record.value) * 9))
+
+    def change_specs(self) -> None:
+        self.world.change_specs(self.world.rng.randrange(100))
+
+    def long_silence(self) -> None:
+        """Longer than any deadline of the worker."""
+        for node in self.world.nodes:
+            node.excused.add("DependencyError")
+        self.world.pass_time(4_000)
+
+    def _one(self, choices: Sequence[_T]) -> _T | None:
+        return self.world.rng.choice(choices) if choices else None
+
+
+def to_tell(world: World) -> list:
+    """Nodes whose next heartbeat has news for them."""
+    return [
+        node
+        for node in world.nodes
+        if node.serves and node.consumes and not node.told and (world.rebalancing or node not in world.members)
+    ]
+
+
+def run_out(world: World) -> bool:
+    """No more faults: let everything be read, settled and written, then stop everybody; whether it was possible."""
+    world.calm = True
+    while world.orphans:
+        world.append_orphan(0)
+    for node in [node for node in world.nodes if node.paused]:
+        world.wake(node)
+    for at in range(_ROUNDS):
+        _round(world, evaluates=at % 4 == 0)
+        if world.watch.cut and not world.nodes:
+            return False
+        if _is_settled(world):
+            break
+        if at % 50 == 49:
+            _outwait(world)
+    else:
+        if world.watch.cut:
+            return False
+        raise BrokenError(f"progress: not everything was read and settled after {_ROUNDS} rounds")
+    for at in range(4):
+        _round(world, evaluates=at % 2 == 1)
+    for node in list(world.nodes):
+        world.stop(node)
+    for _ in range(_ROUNDS):
+        _let_go(world)
+        if not world.nodes:
+            return not world.watch.cut
+    raise BrokenError("progress: the workers do not stop")
+
+
+def _outwait(world: World) -> None:
+    """Let so much time pass that a partition which stands still, wherever it does, ends its worker."""
+    for node in world.nodes:
+        node.excused.add("DependencyError")
+    world.pass_time(int(STALL_S * 1000) + 1_000)
+
+
+def _round(world: World, *, evaluates: bool) -> None:
+    """A bit of everything that usually happens, fairly."""
+    if not world.nodes and not world.watch.cut:
+        world.spawn()
+    for node in [node for node in world.members if not node.alive]:
+        world.expire(node)
+    for node in to_tell(world):
+        world.tell(node)
+    _let_go(world)
+    for node, tp in world.fetchable():
+        if tp not in node.serving:
+            world.serve(node, tp, 50)
+        world.arrive(node, tp)
+    _let_go(world)
+    for node in world.nodes:
+        if node.serves and not node.busy:
+            world.flush(node)
+    _let_go(world)
+    for node in world.nodes:
+        if evaluates and node.serves and not node.busy:
+            world.evaluate(node)
+    _let_go(world)
+    for node in world.nodes:
+        world.commit(node)
+    world.pass_time(300 if _is_read(world) else 30)
+
+
+def _let_go(world: World) -> None:
+    """Open every gate and answer every write until nobody waits for the broker."""
+    world.loop.settle()
+    while True:
+        while world.open_gates():
+            world.release(0)
+            world.loop.settle()
+        unwritten, written = world.pending_writes(appended=False), world.pending_writes(appended=True)
+        for node, write in unwritten:
+            world.append(write, node.name)
+        for node, write in written:
+            world.acknowledge(node, write)
+        world.loop.settle()
+        world.watch.check()
+        if not (unwritten or written or world.open_gates()):
+            break
+    world.pass_time(1)
+    world.loop.settle()
+
+
+def _is_settled(world: World) -> bool:
+    """Whether everything is committed, and every window and wait has ended for everybody's clock."""
+    return not world.rebalancing and bool(world.members) and _is_read(world) and world.everything_is_old()
+
+
+def _is_read(world: World) -> bool:
+    return all(
+        not partition.end or world.committed_at(name, at) == partition.end
+        for name in SOURCES
+        for at, partition in enumerate(world.log.topics[name])
+    )

@@ -1,0 +1,327 @@
+"""What must hold at the end of a schedule, judged by the oracle on everything that ever was on the log."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import msgspec
+
+from stream_xp.domain.dead_letter import DeadLetter
+from stream_xp.domain.decision import Action, RolloutStatus, Signal
+from stream_xp.domain.experiment import ExperimentRecord
+from stream_xp.domain.statistics import ExperimentStatistics, PartitionStatistics, merge
+from stream_xp.engine.evaluate import evaluate
+from stream_xp.engine.policy import decide
+from stream_xp.services.decide import first_signals, runtime
+from stream_xp.services.oracle.recompute import (
+    EXPOSURES,
+    REWARDS,
+    LoggedRecord,
+    LoggedSpec,
+    Recomputed,
+    log_times,
+    recompute,
+)
+from tests.simulation.cluster.traffic import ACTIVATION_MS, LATENESS_MS
+from tests.simulation.cluster.watch import BrokenError, load_now
+
+_OLD_RECORDS = 6
+"""Of the statistics that were replaced since, so many are checked too."""
+
+
+class Verdict:
+    """The checks of one world."""
+
+    def __init__(self, world: Any) -> None:
+        self._world = world
+        self._specs = _logged_specs(world)
+        self._raw = {
+            (name, at): [LoggedRecord(r.offset, r.timestamp_ms, r.key, r.value) for r in partition.history]
+            for name in (EXPOSURES, REWARDS)
+            for at, partition in enumerate(world.log.topics[f"xp.{name}"])
+        }
+        self._found: dict[tuple[Any, ...], Recomputed] = {}
+        self.newest = _newest(world.watch.published)
+
+    def give(self, *, whole: bool) -> None:
+        """Check everything; `whole` if nothing is left to be read."""
+        self.check_statistics()
+        self.check_numbers()
+        self.check_signals()
+        if whole:
+            self.check_nothing_is_missing()
+            self.check_dead_letters()
+            self.check_split()
+            self.check_restart()
+            if "decide" in self._world.settings.roles:
+                self.check_configs()
+
+    # --- statistics ---------------------------------------------------------------------------------------------
+
+    def check_statistics(self) -> None:
+        """I1, I2: records on the topic of statistics are what the raw records come to."""
+        published = self._world.watch.published
+        step = max(1, len(published) // _OLD_RECORDS)
+        for record in [*published[::step], *self.newest.values()]:
+            self.check_record(record)
+
+    def check_record(self, record: PartitionStatistics) -> None:
+        """I1, I2 of one record."""
+        truth = self._truth(record)
+        found = truth.statistics.get((record.experiment, record.version))
+        where = f"{record.experiment} version {record.version} partition {record.partition} {record.position()}"
+        _require(found is not None, "I2", f"{where}: there is no such version")
+        assert found is not None
+        _require(
+            found.canonical() == record.statistics.canonical(),
+            "I2",
+            f"{where}: engine {record.statistics.canonical()!r}, oracle {found.canonical()!r}",
+        )
+        for name, ours, theirs in (
+            ("exposures", record.exposure_outcomes, truth.exposure_outcomes),
+            ("rewards", record.reward_outcomes, truth.reward_outcomes),
+        ):
+            _require(ours == theirs, "I1", f"{where}: {name} engine {ours}, oracle {theirs}")
+
+    def _truth(self, record: PartitionStatistics) -> Recomputed:
+        spans = [(p.first_offset, p.applied_offset) for p in (record.exposures, record.rewards)]
+        behind = record.behind_watermark
+        key = (record.partition, *spans, record.watermark_ms, *sorted(behind.items()))
+        if key not in self._found:
+            exposures, rewards = (
+                [one for one in self._raw[name, record.partition] if first <= one.offset <= last]
+                if first is not None and last is not None
+                else []
+                for name, (first, last) in zip((EXPOSURES, REWARDS), spans, strict=True)
+            )
+            self._found[key] = self._recompute(exposures, rewards, record.partition, record.watermark_ms, behind)
+        return self._found[key]
+
+    def _recompute(
+        self,
+        exposures: Sequence[LoggedRecord],
+        rewards: Sequence[LoggedRecord],
+        partition: int,
+        watermark_ms: int | None,
+        behind: dict[str, tuple[int, ...]],
+    ) -> Recomputed:
+        return recompute(
+            exposures,
+            rewards,
+            self._specs,
+            partition=partition,
+            watermark_ms=watermark_ms,
+            allowed_lateness_ms=LATENESS_MS,
+            activation_delay_ms=ACTIVATION_MS,
+            limits=self._world.limits,
+            behind_watermark=behind,
+        )
+
+    def check_nothing_is_missing(self) -> None:
+        """The newest statistics of every experiment are those of the whole log, and no reward waits."""
+        for record in self.newest.values():
+            for name, progress, outcomes in (
+                (EXPOSURES, record.exposures, record.exposure_outcomes),
+                (REWARDS, record.rewards, record.reward_outcomes),
+            ):
+                end = len(self._raw[name, record.partition])
+                _require(
+                    (progress.next_offset or 0) == end,
+                    "I2",
+                    f"{name} of {record.partition}: {progress} of {end} records",
+                )
+                _require(outcomes.waiting == 0, "I12", f"{name} of {record.partition}: {outcomes} still waits")
+        for (_, partition), truth in self._final():
+            for version, found in truth.statistics.items():
+                published = (*version, partition) in self.newest or self._superseded(*version, partition)
+                _require(
+                    published or found == ExperimentStatistics(), "I2", f"{version} in {partition} is missing"
+                )
+
+    def _superseded(self, experiment: str, version: int, partition: int) -> bool:
+        return any(key[0] == experiment and key[2] == partition and key[1] > version for key in self.newest)
+
+    def _final(self) -> Iterator[tuple[tuple[str, int], Recomputed]]:
+        """The oracle on the whole log of each source partition, everything settled."""
+        for at in range(self._world.settings.partitions):
+            exposures, rewards = self._raw[EXPOSURES, at], self._raw[REWARDS, at]
+            yield (EXPOSURES, at), self._recompute(exposures, rewards, at, 2**50, {})
+
+    def check_split(self) -> None:
+        """I5: partitions merged are what one partition with all their records comes to."""
+        if any(record.behind_watermark for record in self.newest.values()) or self._world.skewed:
+            return
+        together = self._recompute(self._merged(EXPOSURES), self._merged(REWARDS), 0, 2**50, {})
+        for version, found in together.statistics.items():
+            parts = [record.statistics for key, record in self.newest.items() if key[:2] == version]
+            if parts and not any(self._superseded(*version, record.partition) for record in self.newest.values()):
+                _require(
+                    merge(parts).canonical() == found.canonical(),
+                    "I5",
+                    f"{version}: merged {merge(parts).canonical()!r}, in one {found.canonical()!r}",
+                )
+
+    def _merged(self, name: str) -> list[LoggedRecord]:
+        history = self._world.log.history(f"xp.{name}")
+        return [LoggedRecord(at, r.timestamp_ms, r.key, r.value) for at, r in enumerate(history)]
+
+    # --- restart ------------------------------------------------------------------------------------------------
+
+    def check_restart(self) -> None:
+        """I13: whoever loads what is durable now has what was published last, and the same each time."""
+        for partition in range(self._world.settings.partitions):
+            once, again = load_now(self._world, partition), load_now(self._world, partition)
+            _require(once == again, "I13", f"partition {partition} loads differently each time")
+            for (experiment, version), record in once.statistics.items():
+                last = self.newest.get((experiment, version, partition))
+                if last is not None:
+                    _require(
+                        record == last,
+                        "I13",
+                        f"{experiment} {version} in {partition}: loaded {record}, published {last}",
+                    )
+
+    # --- dead letters -------------------------------------------------------------------------------------------
+
+    def check_dead_letters(self) -> None:
+        """I7: each refused record has one dead letter with its raw bytes, before its offset is committed."""
+        history = self._world.log.history("xp.deadletter")
+        letters = {record.key: msgspec.json.decode(record.value, type=DeadLetter) for record in history}
+        first_at: dict[tuple[str, int, int], int] = {}
+        for record in history:
+            letter = letters[record.key]
+            first_at.setdefault((letter.topic, letter.partition, letter.offset), record.sequence)
+        wanted = {}
+        for (_, partition), truth in self._final():
+            for (name, offset), reason in truth.dead_letters.items():
+                wanted[f"xp.{name}", partition, offset] = (reason, self._raw[name, partition][offset])
+        _require(wanted.keys() == first_at.keys(), "I7", f"letters {sorted(first_at)}, wanted {sorted(wanted)}")
+        for letter in letters.values():
+            reason, raw = wanted[letter.topic, letter.partition, letter.offset]
+            whole = hashlib.sha256(raw.value or b"").hexdigest() == letter.value_sha256
+            same = (letter.reason, letter.key, letter.value) == (reason, raw.key, raw.value)
+            _require(same and whole, "I7", f"{letter} is not of {raw}")
+        for sequence, tp, committed in self._world.watch.commits:
+            for (topic, partition, offset), at in first_at.items():
+                if (topic, partition) == (tp.topic, tp.partition) and offset < committed:
+                    _require(at < sequence, "I7", f"{tp} {committed} was committed before {offset}'s letter")
+
+    # --- decisions ----------------------------------------------------------------------------------------------
+
+    def check_signals(self) -> None:
+        """I9: each signal follows from the statistics it names; one for each version but for zombies."""
+        signals = self._world.watch.signals
+        for signal in signals:
+            self._check_signal(signal)
+        if not self._world.zombies:
+            versions = [(one.data.result.experiment, one.data.result.version) for one in signals]
+            _require(len(versions) == len(set(versions)), "I10", f"signals {versions}")
+
+    def _check_signal(self, signal: Signal) -> None:
+        result = signal.data.result
+        parts = [self._part(result, int(at), used) for at, used in result.offsets.items()]
+        statistics = merge(part.statistics for part in parts)
+        for part in parts:
+            self.check_record(part)
+        _require(statistics.digest() == result.statistics_hash, "I9", f"{signal.id}: the hash is another")
+        again = [
+            decide(
+                record.spec,
+                evaluate(record, statistics),
+                runtime_ms=runtime(parts, statistics.first_exposure_ms),
+            )
+            for record in self._records(result.experiment, result.version)
+        ]
+        _require(result.decision in again, "I9", f"{signal.id} says {result.decision}, again {again}")
+
+    def _part(self, result: Any, partition: int, used: Any) -> PartitionStatistics:
+        """The published statistics of a prefix that a result names."""
+        for record in reversed(self._world.watch.published):
+            named = (record.experiment, record.version, record.partition)
+            prefix = (record.exposures.applied_offset, record.rewards.applied_offset, record.watermark_ms)
+            if named == (result.experiment, result.version, partition) and prefix == (
+                used.exposures,
+                used.rewards,
+                used.watermark_ms,
+            ):
+                return record
+        raise BrokenError(f"I9: {used} of {partition} was never published")
+
+    def _records(self, experiment: str, version: int) -> list[ExperimentRecord]:
+        """Every record of a version: which of them a worker knew at a look is not written down."""
+        of_version = [spec.record for spec in self._specs if spec.experiment == experiment and spec.record]
+        return [record for record in of_version if record.spec.version == version]
+
+    def check_configs(self) -> None:
+        """I10: what was decided first is what applications follow, and what is said last."""
+        signals = first_signals(self._world.watch.signals)
+        newest: dict[str, int] = {}
+        for _, _, result in self._world.watch.results:
+            newest[result.experiment] = max(result.version, newest.get(result.experiment, 0))
+        for (experiment, version), signal in signals.items():
+            if newest.get(experiment) != version:
+                continue
+            *_, last = [one for _, _, one in self._world.watch.results if one.experiment == experiment]
+            _require(
+                last.decision == signal.data.decision,
+                "I10",
+                f"{experiment} {version}: signal {signal.data.decision}, last result {last.decision}",
+            )
+            configs = [one for one in self._world.watch.configs if one.experiment == experiment]
+            _require(bool(configs), "I10", f"{experiment}: no config follows from {signal.id}")
+            stopped = signal.data.decision.action is Action.STOP
+            status = RolloutStatus.STOPPED if stopped else RolloutStatus.SHIPPED
+            _require(
+                (configs[-1].version, configs[-1].status, configs[-1].signal_id) == (version, status, signal.id),
+                "I10",
+                f"{experiment}: {configs[-1]} does not follow from the first signal {signal.id}",
+            )
+
+    # --- numbers ------------------------------------------------------------------------------------------------
+
+    def check_numbers(self) -> None:
+        """I8: no record has a number that is none."""
+        for topic in ("xp.stats", "xp.results", "xp.signals", "xp.config"):
+            for record in self._world.log.history(topic):
+                if record.value is not None:
+                    _require(_finite(msgspec.json.decode(record.value)), "I8", f"{topic}: {record.value!r}")
+
+
+def _finite(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(map(_finite, value.values()))
+    if isinstance(value, list):
+        return all(map(_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def _require(holds: bool, invariant: str, text: str) -> None:
+    if not holds:
+        raise BrokenError(f"{invariant}: {text}")
+
+
+def _newest(published: list[PartitionStatistics]) -> dict[tuple[str, int, int], PartitionStatistics]:
+    """The newest record of each experiment version and partition."""
+    newest: dict[tuple[str, int, int], PartitionStatistics] = {}
+    for record in published:
+        key = (record.experiment, record.version, record.partition)
+        if key not in newest or record.newer_than(newest[key]):
+            newest[key] = record
+    return newest
+
+
+def _logged_specs(world: Any) -> list[LoggedSpec]:
+    """The topic of experiments as the oracle reads it."""
+    records = world.log.topics["xp.experiments"][0].history
+    specs = []
+    for one, log_ms in zip(records, log_times([one.timestamp_ms for one in records]), strict=True):
+        try:
+            record = None if one.value is None else msgspec.json.decode(one.value, type=ExperimentRecord)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            continue
+        if one.key:
+            specs.append(LoggedSpec(log_ms, one.key.decode(), record))
+    return specs

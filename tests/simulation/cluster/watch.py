@@ -1,0 +1,243 @@
+"""What must hold at every moment, looked at where it happens.
+
+Faults are collected, not raised: most of this runs inside of a node, whose worker would take an exception for its own.
+"""
+
+from __future__ import annotations
+
+from random import Random
+from typing import Any, NamedTuple
+
+import msgspec
+from faust.types.tuples import TP
+
+from stream_xp.adapters.kafka_log import LogWriter
+from stream_xp.domain.decision import Action, ConfigRecord, Result, Signal
+from stream_xp.domain.statistics import PartitionStatistics
+from stream_xp.engine.columns import Block
+from stream_xp.errors import StateError
+from stream_xp.services.experiments import Experiments
+from stream_xp.services.ingest import Ingest
+from tests.simulation.cluster.clients import Write
+from tests.simulation.cluster.log import Record
+from tests.simulation.cluster.loop import VirtualLoop
+from tests.simulation.cluster.node import NodeClock
+
+SOURCES = ("xp.exposures", "xp.rewards")
+_FAR = 10**9
+
+
+class BrokenError(AssertionError):
+    """An invariant does not hold."""
+
+
+class Loaded(NamedTuple):
+    """What a worker that started now would find: where it goes on, and the statistics it would publish."""
+
+    following: dict[str, int]
+    statistics: dict[tuple[str, int], PartitionStatistics]
+
+
+class Watch:
+    """What was seen so far.
+
+    Attributes:
+        broken: what does not hold.
+        commits: (sequence, topic partition, offset), for the order of commits and dead letters.
+        spoilt: whether a snapshot was damaged: then a worker may go on at an older one.
+        cut: source partitions whose log was cut above what is durable: they must stand still.
+        published, results, signals, configs: decoded as they came, with who wrote them.
+    """
+
+    def __init__(self, world: Any) -> None:
+        self._world = world
+        self._rng = Random(world.seed)
+        self.names: list[str] = []
+        self.broken: list[str] = []
+        self.commits: list[tuple[int, TP, int]] = []
+        self.spoilt = False
+        self.cut: set[int] = set()
+        self.probe_share = 0.1
+        self.published: list[PartitionStatistics] = []
+        self.results: list[tuple[str, int, Result]] = []
+        self.signals: list[Signal] = []
+        self.configs: list[ConfigRecord] = []
+        self._due: list[tuple[TP, int]] = []
+        self._reached: dict[tuple[Any, ...], tuple[int, ...]] = {}
+
+    def check(self) -> None:
+        """Raise what does not hold; called after every step."""
+        due, self._due = self._due, []
+        for tp, offset in due:
+            self._check_durable(tp, offset)
+        if self.broken:
+            raise BrokenError("; ".join(self.broken))
+
+    def fail(self, invariant: str, text: str) -> None:
+        """Something does not hold."""
+        self._world.note(f"{invariant} BROKEN: {text}")
+        self.broken.append(f"{invariant}: {text}")
+
+    # --- offsets ----------------------------------------------------------------------------------------------
+
+    def declared(self, node: Any, tp: TP, offset: int) -> None:
+        """A worker says that everything below `offset` is durable (I3, I4)."""
+        self._rises("durable offset", (node.name, node.life, tp), (offset,))
+        if self._rng.random() < self.probe_share:
+            self._due.append((tp, offset))
+
+    def committed(self, node: Any, tp: TP, offset: int) -> None:
+        """The group has a new offset (I3)."""
+        self.commits.append((self._world.log.tick(), tp, offset))
+        if self._rng.random() < self.probe_share:
+            self._due.append((tp, offset))
+
+    def sought(self, node: Any, tp: TP, offset: int) -> None:
+        """A worker wants an offset: one of this generation never one below what is committed (I3).
+
+        After a zombie's write there may be two snapshots of which neither covers the other; then it may.
+        """
+        current = node in self._world.members and node.generation == self._world.generation
+        committed = self._world.committed.get(tp, 0)
+        sure = not self.spoilt and not self._world.zombies
+        if current and not node.told and sure and offset < committed:
+            self.fail("I3", f"{node.name} wants {tp.topic}/{tp.partition} {offset}, committed is {committed}")
+
+    def _check_durable(self, tp: TP, offset: int) -> None:
+        if self.spoilt or self._world.zombies or tp.partition in self.cut:
+            return
+        following = load_now(self._world, tp.partition).following[tp.topic]
+        if following < offset:
+            self.fail("I3", f"{tp.topic}/{tp.partition}: {offset} is said to be durable, a load has {following}")
+
+    def _rises(self, what: str, key: tuple[Any, ...], reached: tuple[int, ...]) -> None:
+        before = self._reached.get((what, key))
+        if before is not None and reached < before and not self.spoilt:
+            self.fail("I4", f"{what} of {key} went from {before} to {reached}")
+        self._reached[what, key] = reached
+
+    # --- records ----------------------------------------------------------------------------------------------
+
+    def appended(self, write: Write, record: Record) -> None:
+        """A node's record is on the log: it can be decoded, and follows from what was there."""
+        if record.value is None:
+            return
+        writer = (record.writer, write.life)
+        if write.topic == "xp.stats":
+            self._take_statistics(writer, _decoded(record.value, PartitionStatistics))
+        elif write.topic == "xp.results":
+            self._take_result(writer, _decoded(record.value, Result))
+        elif write.topic == "xp.signals":
+            self._take_signal(_decoded(record.value, Signal))
+        elif write.topic == "xp.config":
+            self._take_config(_decoded(record.value, ConfigRecord))
+
+    def _take_statistics(self, writer: tuple[str, int], record: PartitionStatistics) -> None:
+        if writer[0] != "a dead node":
+            key = (*writer, record.experiment, record.version, record.partition)
+            self._rises("published position", key, record.position())
+        for name, outcomes, progress in (
+            ("exposures", record.exposure_outcomes, record.exposures),
+            ("rewards", record.reward_outcomes, record.rewards),
+        ):
+            read = 0
+            if progress.first_offset is not None and progress.applied_offset is not None:
+                read = progress.applied_offset + 1 - progress.first_offset
+            if not outcomes.conserved() or outcomes.read != read:
+                self.fail("I1", f"{name} of {record.partition}: {outcomes} of {read} records")
+        self.published.append(record)
+
+    def _take_result(self, writer: tuple[str, int], result: Result) -> None:
+        for name, life, earlier in reversed(self.results):
+            if (name, life) == writer and (earlier.experiment, earlier.version) == (
+                result.experiment,
+                result.version,
+            ):
+                if earlier.decision.action is not Action.HOLD and earlier.decision != result.decision:
+                    self.fail("I10", f"{result.experiment}: {earlier.decision} became {result.decision}")
+                break
+        self.results.append((*writer, result))
+
+    def _take_signal(self, signal: Signal) -> None:
+        if signal.data.decision.action is Action.HOLD or signal.data.decision != signal.data.result.decision:
+            self.fail("I9", f"signal {signal.id} says {signal.data.decision}")
+        self.signals.append(signal)
+
+    def _take_config(self, config: ConfigRecord) -> None:
+        if config.signal_id not in {signal.id for signal in self.signals}:
+            self.fail("I9", f"config {config.config_version} of {config.experiment} follows from no signal")
+        self.configs.append(config)
+
+    # --- nodes ------------------------------------------------------------------------------------------------
+
+    def ended(self, node: Any) -> None:
+        """A process came to its end: only what the schedule did to it may be why."""
+        error = node.error
+        if error is None or type(error).__name__ in node.excused or "took more than" in str(error):
+            return
+        if isinstance(error, StateError) and self.cut and "the log starts at" in str(error):
+            return
+        self.fail("worker", f"{node.name} ended with {error!r}")
+
+
+class _Prober:
+    """A node that nobody sees: what it writes goes nowhere, and it waits for nothing."""
+
+    alive, paused, life = True, False, 0
+
+    def __init__(self, world: Any) -> None:
+        self.world, self.clock = world, NodeClock(world, 0)
+        self.written: list[Write] = []
+        self.following: dict[str, int] = {}
+
+    def accept(self, write: Write) -> None:
+        self.written.append(write)
+        write.future.set_result(None)
+
+    async def seek(self, topic: str, partition: int, offset: int) -> None:
+        self.following[topic] = offset
+
+    def end(self, topic: str, partition: int) -> None:
+        return None
+
+    def durable(self, topic: str, partition: int, offset: int) -> None:
+        pass
+
+
+def load_now(world: Any, partition: int) -> Loaded:
+    """Load a partition as a new worker would, from what is on the log now.
+
+    Where it would go on it says when it is given a block from far away; so nothing here knows the snapshot's format.
+    """
+    prober = _Prober(world)
+    loop = VirtualLoop()
+    loop.now_ms = world.loop.now_ms
+    task = loop.start(_probe(prober, partition), prober)
+    loop.settle()
+    task.result()
+    records = [msgspec.json.decode(write.value or b"", type=PartitionStatistics) for write in prober.written]
+    return Loaded(prober.following, {(record.experiment, record.version): record for record in records})
+
+
+async def _probe(prober: _Prober, partition: int) -> None:
+    settings = prober.world.settings
+    writer, experiments = LogWriter(settings), Experiments(settings)
+    await writer.start()
+    await experiments.start()
+    ingest = Ingest(
+        settings,
+        experiments=experiments,
+        source=prober,
+        writer=writer,
+        clock=prober.clock,
+        stats_partitions=len(prober.world.log.topics["xp.stats"]),
+    )
+    await ingest.load([partition])
+    for topic in SOURCES:
+        await ingest.on_block(Block(topic, partition, _FAR, _FAR + 1, [], [], [], [], []))
+    await ingest.flush()
+
+
+def _decoded(value: bytes, kind: type[Any]) -> Any:
+    """The record; I8: a number that is none is written as null, which is no float."""
+    return msgspec.json.decode(value, type=kind)
