@@ -180,6 +180,8 @@ class PartitionState:
 
     def record(self, slot: Slot) -> PartitionStatistics:
         """The ``xp.stats`` record of one experiment version."""
+        # Without a watermark nothing else takes in a weight epoch that came since the last record.
+        self.sync_registry()
         return PartitionStatistics(
             experiment=slot.experiment,
             version=slot.version,
