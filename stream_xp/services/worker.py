@@ -169,6 +169,8 @@ class Worker:
             return
         partitions = {tp.partition for tp in assigned if tp.topic in self._sources}
         log.info("partitions assigned", partitions=sorted(partitions))
+        # A block that waited for a load when its partition left has loaded it again since: others have gone on.
+        self.ingest.drop()
         self._run(self.ingest.load(partitions))
 
     async def _watch_app(self) -> None:

@@ -45,7 +45,8 @@ class Node:
         writes: per topic partition, what was sent and not acknowledged yet.
         generation: that of the group when it was assigned its partitions.
         consumes: whether it has ever joined the group.
-        told: whether it knows of the rebalance that is under way; `joined`: whether it has joined.
+        told: whether it knows of the rebalance that is under way; `revoking`: whether it gives up its
+            partitions; `joined`: whether it has joined.
         life: grows whenever it gets or loses partitions.
         serving: answers to fetches that are on their way to it.
         busy: what it is doing on the scheduler's demand.
@@ -58,7 +59,7 @@ class Node:
         self.writes: dict[tuple[str, int], deque[Write]] = {}
         self.generation = -1
         self.life = 0
-        self.consumes = self.told = self.joined = False
+        self.consumes = self.told = self.revoking = self.joined = False
         self.serving: dict[TP, tuple[int, Any, int]] = {}
         self.busy: set[str] = set()
         self.app = App(self)

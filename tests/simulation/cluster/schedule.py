@@ -30,7 +30,7 @@ class Schedule:
             self.produce: 12,
             self.pass_time: 5,
             self.flush: 6,
-            self.evaluate: 2,
+            self.evaluate: 4,
             self.commit: 3,
             self.tell: 6,
             self.expire_dead: 2,
@@ -50,9 +50,10 @@ class Schedule:
             self.spoil: 0.3,
             self.change_specs: 0.7,
             self.long_silence: 0.2,
+            self.starve: 0.7,
         }
         drawn = {what: weight * rng.choice([0.0, 0.5, 1.0, 3.0]) for what, weight in faults.items()}
-        chosen = usual | drawn | {self.wake: 1.5, self.orphan: 2.0}
+        chosen = usual | drawn | {self.wake: 1.5, self.orphan: 2.0, self.feed: 0.7}
         self._happenings, self._weights = list(chosen), list(chosen.values())
 
     def run(self) -> None:
@@ -234,7 +235,17 @@ class Schedule:
         """Longer than any deadline of the worker."""
         for node in self.world.nodes:
             node.excused.add("DependencyError")
+        # What is given up at its deadline may still be under way when somebody else goes on.
+        self.world.zombies = True
         self.world.pass_time(4_000)
+
+    def starve(self) -> None:
+        """The broker stays slow in answering about one topic."""
+        self.world.starved = self.world.rng.choice(["xp.experiments", "xp.experiments", "xp.state", "xp.config"])
+        self.world.note(f"no answers about {self.world.starved}")
+
+    def feed(self) -> None:
+        self.world.starved = "nothing"
 
     def _one(self, choices: Sequence[_T]) -> _T | None:
         return self.world.rng.choice(choices) if choices else None

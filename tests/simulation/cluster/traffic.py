@@ -38,7 +38,12 @@ def _spec(experiment: str, version: int, metrics: list[dict[str, Any]], **fields
         "hypothesis": "h",
         "unit": "u",
         "planned_sample": 1000,
-        "arms": [{"key": "a", "weight": 0.5, "control": True}, {"key": "b", "weight": 0.5}],
+        "arms": [
+            {"key": "a", "weight": 0.5, "control": True},
+            {"key": "b", "weight": 0.5},
+            # Whoever is seen there stops the experiment.
+            {"key": "c", "weight": 0.0},
+        ],
         "metrics": metrics,
         **fields,
     }
@@ -115,13 +120,13 @@ class Traffic:
     """A producer of exposures and rewards.
 
     Attributes:
-        one_sided: nearly every unit is in the control, which is a sample-ratio mismatch before long.
+        strays: share of exposures in an arm of weight 0: a sample-ratio mismatch at the first of them.
     """
 
     def __init__(self, rng: Random) -> None:
         self._rng = rng
+        self.strays = rng.choice([0.0, 0.1, 0.3])
         self._units = rng.choice([4, 12, 60])
-        self.one_sided = rng.random() < 0.4
         self._two_armed = rng.choice([0.0, 0.0, 0.05])
         self._spoilt = rng.choice([0.0, 0.03, 0.15])
         self._repeated = rng.choice([0.0, 0.05, 0.3])
@@ -159,12 +164,12 @@ class Traffic:
 
     def _exposure(self) -> dict[str, Any]:
         rng, unit = self._rng, self._unit()
-        arm = "a" if self.one_sided else "ab"[zlib.crc32(unit.encode()) // 7 % 2]
+        arm = "ab"[zlib.crc32(unit.encode()) // 7 % 2] if rng.random() >= self.strays else "c"
         if rng.random() < self._two_armed:
             arm = rng.choice(["a", "b", "none such"])
         body: dict[str, Any] = {
             "unit": unit,
-            "experiment": rng.choice(["one", "one", "one", "two", "nobody"]),
+            "experiment": rng.choice(["one"] * 5 + ["two", "nobody"]),
             "arm": arm,
         }
         if rng.random() < 0.05:

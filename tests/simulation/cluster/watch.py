@@ -82,7 +82,8 @@ class Watch:
 
     def declared(self, node: Any, tp: TP, offset: int) -> None:
         """A worker says that everything below `offset` is durable (I3, I4)."""
-        self._rises("durable offset", (node.name, node.life, tp), (offset,))
+        if not self._world.zombies:
+            self._rises("durable offset", (node.name, node.life, tp), (offset,))
         if self._rng.random() < self.probe_share:
             self._due.append((tp, offset))
 
@@ -215,7 +216,8 @@ def load_now(world: Any, partition: int) -> Loaded:
     task = loop.start(_probe(prober, partition), prober)
     loop.settle()
     task.result()
-    records = [msgspec.json.decode(write.value or b"", type=PartitionStatistics) for write in prober.written]
+    written = [write.value or b"" for write in prober.written if write.topic == "xp.stats"]
+    records = [msgspec.json.decode(value, type=PartitionStatistics) for value in written]
     return Loaded(prober.following, {(record.experiment, record.version): record for record in records})
 
 

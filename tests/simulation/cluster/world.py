@@ -8,6 +8,7 @@ end of a schedule (verdict.py).
 from __future__ import annotations
 
 import asyncio
+import itertools
 import secrets
 import zlib
 from collections.abc import Iterator
@@ -55,6 +56,7 @@ class World:
         calm: no faults any more; every call goes through.
         group: members in the order of joining; `committed` offsets; `generation`.
         orphans: writes of nodes that died, still on their way.
+        starved: the topic that the broker does not answer about for a while.
         zombies: whether anybody may have gone on after its partitions were somebody else's.
     """
 
@@ -91,6 +93,8 @@ class World:
         self.committed: dict[TP, int] = {}
         self.orphans: list[Write] = []
         self.zombies = False
+        self.ids = itertools.count()
+        self.starved = "nothing"
         self.watch = Watch(self)
         self.specs(b"one", experiment_record("one", 1), "in force from the beginning")
         self.loop.now_ms += ACTIVATION_MS
@@ -123,7 +127,9 @@ class World:
     async def gate(self, label: str) -> None:
         """Where a node's code reaches the broker: here others may go first, or the node may end."""
         node = OWNER.get()
-        if not isinstance(node, Node) or self.calm or self.rng.random() < self.flow:
+        if not isinstance(node, Node) or self.calm:
+            return
+        if not label.endswith(self.starved) and self.rng.random() < self.flow:
             return
         future = self.loop.create_future()
         self.parked.append((node, label, future))
@@ -132,7 +138,11 @@ class World:
     def open_gates(self) -> list[int]:
         """Places in `parked` of those who can go on."""
         self.parked = [one for one in self.parked if one[0].alive and not one[2].done()]
-        return [at for at, (node, _, _) in enumerate(self.parked) if not node.paused]
+        return [
+            at
+            for at, (node, label, _) in enumerate(self.parked)
+            if not node.paused and (self.calm or not label.endswith(self.starved))
+        ]
 
     def release(self, at: int) -> None:
         """Let one who stands at a gate go through."""
@@ -224,6 +234,8 @@ class World:
         """The node hears that a write failed, and with it those behind it; the broker may have it all the same."""
         self.note(f"{node.name}: {write.topic}/{write.partition} FAILS{' though written' * write.appended}")
         node.excused.add("DependencyError")
+        # A flush goes on with a partition that was let go of because handing it over failed.
+        self.zombies |= node.told
         for one in node.writes.pop((write.topic, write.partition)):
             if not one.future.done():
                 one.future.set_exception(KafkaTimeoutError())
@@ -260,17 +272,21 @@ class World:
         """A node's heartbeat tells it of the rebalance, or that it is no member any more."""
         if node.told:
             return
-        node.told = True
+        node.told = node.revoking = True
         self.note(f"{node.name}: hears that its partitions are revoked")
         self.loop.start(self._revoke(node), node)
 
     async def _revoke(self, node: Node) -> None:
         revoked = set(node.app.consumer.positions)
+        # Faust empties the buffers of the agents first; what an agent has begun with goes on.
+        for inbox in node.app.inboxes.values():
+            while not inbox.empty():
+                inbox.get_nowait()
         for handler in node.app.on_partitions_revoked:
             await handler(node.app, revoked)
         self.commit(node)
         self._forget(node)
-        node.joined = True
+        node.revoking, node.joined = False, True
         if node not in self.members and node.serves:
             self.members.append(node)
             self.rebalancing = True
@@ -283,17 +299,14 @@ class World:
         consumer.positions.clear()
         consumer.ends.clear()
         node.serving.clear()
-        if self.calm or self.rng.random() < 0.8:
-            for inbox in node.app.inboxes.values():
-                while not inbox.empty():
-                    inbox.get_nowait()
 
     def expire(self, node: Node) -> None:
         """The coordinator has not heard of a member for too long; its partitions go to others."""
         if node in self.members:
             self.note(f"{node.name}: is thrown out of the group")
             self.members.remove(node)
-            node.told = node.joined = False
+            # One that is about to join joins as a new member.
+            node.told, node.joined = node.revoking, False
             self.zombies |= node.alive
             self.rebalance()
 
@@ -345,7 +358,7 @@ class World:
         return [
             (node, tp)
             for node in self.nodes
-            if node.serves and not (node.told and self.rebalancing)
+            if node.serves and not node.told
             for tp in node.app.consumer.positions
             if node.app.inboxes[tp.topic].qsize() < _INBOX
         ]
@@ -401,7 +414,7 @@ class World:
 
     def spawn(self) -> Node:
         """Start a process."""
-        skew_ms = self.rng.randrange(-30, 31) if self.skewed else 0
+        skew_ms = self.rng.randrange(-60, 61) if self.skewed else 0
         node = Node(self, f"node{len(self.watch.names)}", skew_ms=skew_ms)
         self.watch.names.append(node.name)
         self.nodes.append(node)
@@ -486,15 +499,14 @@ async def _at_once(work: Any) -> None:
 @contextmanager
 def installed() -> Iterator[None]:
     """Put the stand-ins where the services reach the outside, for as long as worlds run."""
-    ids = iter(range(2**62))
     replaced: list[tuple[Any, str, Any]] = [
         (kafka_log, "aiokafka", AIOKAFKA),
         (worker_module, "create_app", lambda settings, loop: OWNER.get().app),
         (worker_module, "_in_daemon_thread", _at_once),
         (worker_module, "time", SimpleNamespace(monotonic=lambda: asyncio.get_running_loop().time())),
         (experiments_module, "WallClock", lambda: OWNER.get().clock),
-        (secrets, "randbits", lambda bits: next(ids)),
-        (secrets, "token_hex", lambda size: f"{next(ids):0{2 * size}x}"),
+        (secrets, "randbits", lambda bits: next(OWNER.get().world.ids)),
+        (secrets, "token_hex", lambda size: f"{next(OWNER.get().world.ids):0{2 * size}x}"),
     ]
     held = [(place, name, getattr(place, name)) for place, name, _ in replaced]
     logging = structlog.get_config()

@@ -1,0 +1,202 @@
+"""Faults put into the services on purpose, each of which the schedules must find.
+
+A mutant replaces one function for as long as it is active. Those that can do without names inside of the services
+do: they change what passes the seams (blocks, writes, offsets).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest import mock
+
+from stream_xp.adapters.kafka_log import LogWriter
+from stream_xp.domain.decision import Decision
+from stream_xp.domain.statistics import Progress
+from stream_xp.engine.columns import Block
+from stream_xp.engine.state import EXPOSURES, PartitionState
+from stream_xp.services import decide as decide_module
+from stream_xp.services import ingest as ingest_module
+from stream_xp.services.decide import Decide
+from stream_xp.services.experiments import Experiments
+from stream_xp.services.ingest import Ingest
+
+Patch = contextlib.AbstractContextManager[Any]
+
+_on_block = Ingest.on_block
+_load = Ingest.load
+_send = LogWriter.send
+_durable = LogWriter.durable
+_apply_exposures = PartitionState.apply_exposures
+
+
+def _commit_before_snapshot() -> Patch:
+    """Offsets count as durable as soon as their block is applied."""
+
+    async def on_block(self: Ingest, block: Block) -> None:
+        await _on_block(self, block)
+        if block.partition in self.partitions:
+            self._source.durable(block.topic, block.partition, block.next_offset)
+
+    return mock.patch.object(Ingest, "on_block", on_block)
+
+
+def _apply_after_a_hole() -> Patch:
+    """A block that starts too far on is taken as if nothing were missing before it."""
+
+    async def on_block(self: Ingest, block: Block) -> None:
+        await _on_block(self, block._replace(fetch_offset=0) if block.offsets else block)
+
+    return mock.patch.object(Ingest, "on_block", on_block)
+
+
+def _apply_repeats() -> Patch:
+    """What is applied already is applied again, under new offsets, so that the state does not notice."""
+
+    def since(self: Block, offset: int) -> Block:
+        return self
+
+    def apply(self: PartitionState, columns: Any, *, next_offset: int) -> None:
+        self.progress[EXPOSURES] = Progress(first_offset=self.progress[EXPOSURES].first_offset)
+        _apply_exposures(self, columns, next_offset=next_offset)
+
+    stack = contextlib.ExitStack()
+    stack.enter_context(mock.patch.object(Block, "since", since))
+    stack.enter_context(mock.patch.object(PartitionState, "apply_exposures", apply))
+    return stack
+
+
+def _no_wait_for_acknowledgement() -> Patch:
+    """A write counts as durable when it is sent."""
+
+    async def durable(self: LogWriter, sent: Any, topic: str) -> None:
+        pass
+
+    return mock.patch.object(LogWriter, "durable", durable)
+
+
+def _no_wait_for_dead_letters() -> Patch:
+    """A snapshot does not wait for the dead letters before it."""
+
+    async def durable(self: LogWriter, sent: Any, topic: str) -> None:
+        if not topic.endswith("deadletter"):
+            await _durable(self, sent, topic)
+
+    return mock.patch.object(LogWriter, "durable", durable)
+
+
+def _manifest_before_chunks() -> Patch:
+    """What makes a snapshot whole is acknowledged at once, its parts are only on their way."""
+
+    async def durable(self: LogWriter, sent: Any, topic: str) -> None:
+        if not topic.endswith("state"):
+            await _durable(self, sent, topic)
+
+    return mock.patch.object(LogWriter, "durable", durable)
+
+
+def _oldest_snapshot() -> Patch:
+    """Of the whole snapshots the oldest is taken."""
+    newest_state: Callable[..., Any] = Ingest._newest_state
+
+    def oldest(self: Ingest, partition: int, snapshots: list[Any]) -> Any:
+        return newest_state(self, partition, snapshots[::-1])
+
+    return mock.patch.object(Ingest, "_newest_state", oldest)
+
+
+def _state_is_kept_at_a_rebalance() -> Patch:
+    """A worker goes on with what it held before somebody else had the partition."""
+    return mock.patch.object(Ingest, "drop", lambda self: None)
+
+
+def _decisions_are_kept_at_a_rebalance() -> Patch:
+    """A worker decides on what it knew before somebody else decided."""
+
+    async def drop(self: Decide) -> None:
+        pass
+
+    return mock.patch.object(Decide, "drop", drop)
+
+
+def _no_latch() -> Patch:
+    """A decision is made anew at each look."""
+    made = decide_module.decide
+
+    def decide(*args: Any, latched: Decision | None = None, **named: Any) -> Decision:
+        return made(*args, **named)
+
+    return mock.patch.object(decide_module, "decide", decide)
+
+
+def _signals_are_not_read() -> Patch:
+    """Whoever starts does not look what was decided before."""
+    return mock.patch.object(decide_module, "first_signals", lambda signals: {key: 0 for key in signals and ()})
+
+
+def _config_before_signal() -> Patch:
+    """Applications are told before the decision is on the log."""
+    held: dict[int, list[tuple[Any, ...]]] = {}
+    send_and_wait = LogWriter.send_and_wait
+
+    async def late(self: LogWriter, topic: str, *, key: bytes, value: bytes | None, **named: Any) -> None:
+        if topic.endswith("signals"):
+            held.setdefault(id(self), []).append((topic, key, value))
+            return
+        await send_and_wait(self, topic, key=key, value=value, **named)
+        if topic.endswith("config"):
+            for signal_topic, signal_key, signal in held.pop(id(self), []):
+                await send_and_wait(self, signal_topic, key=signal_key, value=signal)
+
+    return mock.patch.object(LogWriter, "send_and_wait", late)
+
+
+def _no_cover() -> Patch:
+    """Events are applied whatever specs are still unread."""
+
+    async def cover(self: Experiments, log_ms: int) -> None:
+        pass
+
+    return mock.patch.object(Experiments, "cover", cover)
+
+
+def _dead_letters_are_lost() -> Patch:
+    """A dead letter is not sent again when its record is read again, but a crash may have taken it."""
+    sent: set[bytes] = set()
+
+    async def send(self: LogWriter, topic: str, *, key: bytes, value: bytes | None, **named: Any) -> Any:
+        if topic.endswith("deadletter"):
+            if key in sent:
+                return _done()
+            sent.add(key)
+        return await _send(self, topic, key=key, value=value, **named)
+
+    async def _done() -> None:
+        pass
+
+    return mock.patch.object(LogWriter, "send", send)
+
+
+MUTANTS: dict[str, Callable[[], Patch]] = {
+    "commit before snapshot": _commit_before_snapshot,
+    "apply after a hole": _apply_after_a_hole,
+    "apply repeats": _apply_repeats,
+    "no wait for acknowledgement": _no_wait_for_acknowledgement,
+    "no wait for dead letters": _no_wait_for_dead_letters,
+    "no wait for snapshots": _manifest_before_chunks,
+    "oldest snapshot": _oldest_snapshot,
+    "state is kept at a rebalance": _state_is_kept_at_a_rebalance,
+    "decisions are kept at a rebalance": _decisions_are_kept_at_a_rebalance,
+    "no latch": _no_latch,
+    "signals are not read": _signals_are_not_read,
+    "config before signal": _config_before_signal,
+    "no cover": _no_cover,
+}
+
+
+@contextlib.contextmanager
+def active(name: str) -> Iterator[None]:
+    """Put a fault into the services."""
+    with MUTANTS[name]():
+        yield
