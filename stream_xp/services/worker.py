@@ -169,9 +169,13 @@ class Worker:
             return
         partitions = {tp.partition for tp in assigned if tp.topic in self._sources}
         log.info("partitions assigned", partitions=sorted(partitions))
-        # A block that waited for a load when its partition left has loaded it again since: others have gone on.
-        self.ingest.drop()
+        await self._guarded(self._forget())
         self._run(self.ingest.load(partitions))
+
+    async def _forget(self) -> None:
+        """Drop what was loaded after the revocation: a block that waited for it may have, and others have gone on."""
+        self.ingest.drop()
+        await _in_time(self.decide.drop(), _CLOSE_S, "finish an evaluation")
 
     async def _watch_app(self) -> None:
         """End with Faust, which ends its services on an error without telling whoever started them."""

@@ -16,7 +16,7 @@ from tests.simulation.cluster.schedule import Schedule
 from tests.simulation.cluster.watch import BrokenError
 from tests.simulation.cluster.world import World, installed
 
-BATCHES, SCHEDULES = 8, 30
+BATCHES, SCHEDULES = 6, 30
 FOUND_BEFORE = {
     "a snapshot lists specs that its arrays do not know": 191,
     "a weight epoch comes before there is a watermark": 430,

@@ -115,6 +115,27 @@ def test_an_error_in_an_agent_ends_the_worker_and_the_first_one_counts(worker: W
     assert str(worker.failure) == "first"
 
 
+def test_what_was_loaded_since_the_revocation_is_dropped_before_partitions_are_loaded(worker: Worker) -> None:
+    calls: list[str] = []
+
+    async def forget() -> None:
+        calls.append("decide dropped")
+
+    async def load(partitions: set[int]) -> None:
+        calls.append(f"loads {sorted(partitions)}")
+
+    async def scenario() -> None:
+        worker.ended = asyncio.Event()
+        worker._sources = {AT.topic}
+        worker.ingest = SimpleNamespace(load=load, drop=lambda: calls.append("ingest dropped"))  # type: ignore[assignment]
+        worker.decide = SimpleNamespace(drop=forget)  # type: ignore[assignment]
+        await worker._on_assigned(None, {AT, TP("xp.stats", 0)})
+        await asyncio.gather(*worker._tasks)
+
+    asyncio.run(scenario())
+    assert calls == ["ingest dropped", "decide dropped", "loads [1]"]
+
+
 @pytest.mark.parametrize("closes", [True, False], ids=["written", "not written in time"])
 def test_partitions_are_handed_over_written_or_dropped(
     worker: Worker, monkeypatch: pytest.MonkeyPatch, closes: bool
