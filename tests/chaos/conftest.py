@@ -1,6 +1,138 @@
-"""Lets the tests of this folder share its modules and those of tests/broker."""
+"""The broker of the chaos tests, and the report of a run.
 
+`python -m tests.chaos` runs them. They are left out of every other run, unless `-m chaos` asks for them.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+import subprocess
 import sys
+import uuid
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from chaos.harness import ClassResult, Rig
+    from chaos.node import Node
+    from chaos.proxy import Proxy
+
+# Everything that imports a Kafka client is imported late: the warnings of those imports are ignored only from
+# the collection of tests on.
+INTENSITIES = ("dev", "short", "full")
+
+INTENSITY = os.environ.get("STREAM_XP_TEST_CHAOS", "dev")
+SEED = int(os.environ.get("STREAM_XP_TEST_CHAOS_SEED", "1"))
+RESULTS_VARIABLE = "STREAM_XP_TEST_CHAOS_RESULTS"
+TIMEOUT_S = 3_600
+WARM_UP = "from stream_xp.engine.warm_up import warm_up; warm_up()"
+
+_RESULTS = pytest.StashKey["list[ClassResult]"]()
+_FAILED = pytest.StashKey[list[str]]()
+_KAFKA = pytest.StashKey[str]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    assert INTENSITY in INTENSITIES, f"STREAM_XP_TEST_CHAOS is one of {INTENSITIES}, found {INTENSITY}"
+    config.addinivalue_line("markers", "chaos: injects faults into workers on a real Apache Kafka; minutes")
+    config.stash[_RESULTS] = []
+    config.stash[_FAILED] = []
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("chaos"):
+            item.add_marker(pytest.mark.timeout(TIMEOUT_S))
+    if "chaos" in config.getoption("markexpr"):
+        return
+    chosen = [item for item in items if not item.get_closest_marker("chaos")]
+    config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+    items[:] = chosen
+
+
+@pytest.fixture(scope="session")
+def _broker(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[tuple[Node, Proxy]]:
+    from broker.apache_kafka import Unavailable  # noqa: PLC0415
+
+    from chaos.node import Node  # noqa: PLC0415
+    from chaos.proxy import Proxy  # noqa: PLC0415
+
+    with Proxy(seed=SEED) as proxy:
+        try:
+            node = Node(tmp_path_factory.mktemp("kafka"), proxy.port)
+        except Unavailable as error:
+            pytest.skip(f"the chaos tests need Java 17 and the jars of Apache Kafka: {error}")
+        proxy.upstream_port = node.proxied_port
+        request.config.stash[_KAFKA] = node.version
+        try:
+            node.start()
+            # Into numba's cache, so that no worker compiles while it is timed.
+            subprocess.run([sys.executable, "-c", WARM_UP], check=True)
+            yield node, proxy
+        finally:
+            node.stop()
+
+
+@pytest.fixture
+def rig(
+    _broker: tuple[Node, Proxy], tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[Rig]:
+    """What a test of one class of faults works with; the marker `chaos` names the class."""
+    from chaos.harness import Rig  # noqa: PLC0415
+
+    node, proxy = _broker
+    marker = request.node.get_closest_marker("chaos")
+    rig = Rig(
+        node,
+        proxy,
+        tmp_path,
+        name=marker.args[0],
+        prefix=f"c{uuid.uuid4().hex[:8]}.",
+        intensity=INTENSITY,
+        seed=SEED,
+    )
+    yield rig
+    proxy.heal()
+    request.config.stash[_RESULTS].append(rig.result())
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[Any]) -> Any:
+    report = yield
+    if report.failed and item.get_closest_marker("chaos"):
+        item.config.stash[_FAILED].append(item.name)
+    return report
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    found = config.stash.get(_RESULTS, [])
+    if not found:
+        return
+    from chaos.report import Results, encode, table  # noqa: PLC0415
+
+    results = Results(
+        seed=SEED,
+        intensity=INTENSITY,
+        kafka=config.stash[_KAFKA],
+        date=dt.datetime.now(dt.UTC).date().isoformat(),
+        failed=sorted(config.stash[_FAILED]),
+        classes=sorted(found, key=lambda one: one.name),
+    )
+    terminalreporter.section("chaos")
+    write: Callable[[str], None] = terminalreporter.write_line
+    write(table(results))
+    file = os.environ.get(RESULTS_VARIABLE)
+    if file:
+        Path(file).write_bytes(encode(results))
+        write(f"written to {file}")

@@ -1,0 +1,349 @@
+"""A broker behind a proxy, workers as processes, faults with their times, and what a class of faults came to."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+from broker.worker_process import (
+    LATENESS_MS,
+    SPEC,
+    WorkerProcess,
+    applied,
+    ends,
+    now_ms,
+    prepare,
+    quick,
+    statistics,
+    wait_for,
+)
+from kafka import KafkaConsumer, TopicPartition
+
+from chaos.audit import against_commits, audit, facts
+from chaos.traffic import Mix, Traffic
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from chaos.node import Node
+    from chaos.proxy import Proxy
+    from stream_xp.domain.experiment import ExperimentSpec
+    from stream_xp.domain.statistics import PartitionStatistics
+    from stream_xp.settings import Settings
+
+CHILD: Final = Path(__file__).with_name("child.py")
+RECOVERY_DEADLINE_S: Final = 180.0
+
+
+class ClassResult(msgspec.Struct, kw_only=True):
+    """One class of faults in `results.json`.
+
+    Attributes:
+        faults: how many were injected: kills, stops, cuts, stalls, joins and leaves, damaged records of ours.
+        bad_records: bad, late, repeated and strange records that the traffic itself had.
+        events: records on the raw topics at the end.
+        checks: full audits that were made.
+        differences: findings of all audits.
+        worst_recovery_s: from the end of a fault to the first statistics after it, at worst; None if not measured.
+    """
+
+    name: str
+    faults: int
+    bad_records: int
+    events: int
+    checks: int
+    differences: int
+    worst_recovery_s: float | None
+    seconds: float
+
+
+class Process(WorkerProcess):
+    """`stream-xp` as a process with faults of its own; see `child.py`.
+
+    Args:
+        faults: options of `child.py`.
+        log: where its output goes; a file in `folder` if not given.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        folder: Path,
+        *command: str,
+        faults: tuple[str, ...] = (),
+        log: Path | None = None,
+    ) -> None:
+        self._log = log or folder / f"worker-{len(list(folder.glob('worker-*')))}.log"
+        variables = {
+            f"STREAM_XP_{name.upper()}": str(value)
+            for name, value in msgspec.structs.asdict(settings).items()
+            if isinstance(value, str | int)
+        }
+        others = {k: v for k, v in os.environ.items() if not k.startswith("STREAM_XP_")}
+        program = [str(CHILD), *faults, "--"] if faults else ["-m", "stream_xp"]
+        self.began_s = time.monotonic()
+        with self._log.open("ab") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, *program, *(command or ("worker",))],
+                env={**others, **variables},
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self.process.send_signal(signal.SIGCONT)
+        self.kill()
+
+    def stop(self) -> None:
+        """SIGSTOP: it stands still and knows nothing of it."""
+        self.process.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """SIGCONT."""
+        self.process.send_signal(signal.SIGCONT)
+
+    def wait_ended(self, *, deadline_s: float = 60.0) -> int:
+        """Its exit code, or minus the number of the signal that ended it."""
+        try:
+            return self.process.wait(timeout=deadline_s)
+        except subprocess.TimeoutExpired as error:
+            raise AssertionError(f"it did not end within {deadline_s:g} s:\n{self.log[-4000:]}") from error
+
+    def wait_stopped(self, *, deadline_s: float = 60.0) -> None:
+        """Wait until it has stopped itself."""
+        wait_for(
+            lambda: self.ended() or self._state() == "T", "the process stops itself", deadline_s=deadline_s
+        )
+        assert not self.ended(), self.log[-4000:]
+
+    def rss_bytes(self) -> int:
+        """Resident memory now."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS")) * 1024
+
+    def _state(self) -> str:
+        return Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+class Rig:
+    """What one test of a class of faults works with.
+
+    Args:
+        name: of the class, in `results.json`.
+        intensity: how much of it.
+        seed: of everything that is drawn.
+    """
+
+    def __init__(
+        self, node: Node, proxy: Proxy, folder: Path, *, name: str, prefix: str, intensity: str, seed: int
+    ) -> None:
+        self.node = node
+        self.proxy = proxy
+        self.folder = folder
+        self.name = name
+        self.intensity = intensity
+        self.random = random.Random(f"{seed} {name}")
+        self.settings = quick(node.direct, prefix)
+        self.traffics: list[Traffic] = []
+        self.faults = 0
+        self._lifted_ms: list[int] = []
+        self._seed = f"{seed} {name}"
+        self._checks = 0
+        self._differences = 0
+        self._began_s = time.monotonic()
+
+    # --- what there is ------------------------------------------------------------------------------------
+
+    def count(self, *, dev: int, short: int, full: int) -> int:
+        """One of three numbers, by intensity."""
+        return {"dev": dev, "short": short, "full": full}[self.intensity]
+
+    @property
+    def through_proxy(self) -> Settings:
+        """Settings for workers."""
+        return msgspec.structs.replace(self.settings, bootstrap=self.proxy.address)
+
+    def change(self, **changed: Any) -> None:
+        """Use other settings from here on."""
+        self.settings = msgspec.structs.replace(self.settings, **changed)
+
+    def prepare(self, *specs: ExperimentSpec) -> None:
+        """Make the topics and apply the specs."""
+        for spec in specs or (SPEC,):
+            prepare(self.settings, spec)
+
+    def traffic(self, *, mix: Mix = Mix(), **options: Any) -> Traffic:  # noqa: B008 (immutable)
+        """A new source of traffic, whose records are counted in the audit."""
+        one = Traffic(self.settings, f"{self._seed} {len(self.traffics)}", mix=mix, **options)
+        self.traffics.append(one)
+        return one
+
+    def worker(self, *, faults: tuple[str, ...] = (), log: Path | None = None, **changed: Any) -> Process:
+        """A worker that reaches the broker through the proxy."""
+        settings = msgspec.structs.replace(self.through_proxy, **changed)
+        return Process(settings, self.folder, faults=faults, log=log)
+
+    # --- faults --------------------------------------------------------------------------------------------
+
+    def faulted(self, count: int = 1, *, recovers: bool = True) -> None:
+        """A fault is over now; statistics must follow, and how soon is measured."""
+        self.faults += count
+        if recovers:
+            self._lifted_ms.append(now_ms())
+
+    def kill(self, worker: Process) -> None:
+        """SIGKILL a worker, and see that it had committed nothing that no snapshot covers."""
+        worker.kill()
+        self.faulted()
+        self.note(list(against_commits(self.settings)))
+
+    # --- checks --------------------------------------------------------------------------------------------
+
+    def note(self, differences: list[str]) -> None:
+        """Count findings; there must be none."""
+        self._differences += len(differences)
+        assert not differences, "\n".join(differences)
+
+    def settle(self, *, deadline_s: float = RECOVERY_DEADLINE_S) -> list[PartitionStatistics]:
+        """Wait until the statistics cover every record, and every unit is mature."""
+        parts: list[PartitionStatistics] = []
+        wanted = ends(self.settings)
+
+        def settled() -> bool:
+            parts[:] = statistics(self.settings)
+            return bool(parts) and all(
+                (getattr(part, topic).next_offset or 0) == wanted[topic, part.partition]
+                for part in parts
+                for topic in ("exposures", "rewards")
+            ) and all(part.reward_outcomes.waiting == 0 and _mature(part) for part in parts)
+
+        try:
+            wait_for(settled, "everything is applied and mature", deadline_s=deadline_s)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\nwanted {wanted}\nfound {applied(parts)}") from error
+        return parts
+
+    def findings(self) -> list[str]:
+        """What the audit finds now."""
+        self._checks += 1
+        return audit(self.settings, [traffic.sent for traffic in self.traffics])
+
+    def check(self) -> None:
+        """Wait until everything is applied, audit, and let there be no finding."""
+        self.settle()
+        self.note(self.findings())
+
+    def result(self) -> ClassResult:
+        """What this class came to."""
+        sent = [traffic.sent for traffic in self.traffics]
+        recoveries = recovery_times(self.settings, self._lifted_ms) if self._lifted_ms else []
+        return ClassResult(
+            name=self.name,
+            faults=self.faults,
+            bad_records=sum(one.bad.total() + one.copies.total() for one in sent),
+            events=facts(self.settings)["events"] if self.traffics else 0,
+            checks=self._checks,
+            differences=self._differences,
+            worst_recovery_s=round(max(recoveries), 1) if recoveries else None,
+            seconds=round(time.monotonic() - self._began_s, 1),
+        )
+
+
+def _mature(part: PartitionStatistics) -> bool:
+    units = sum(row.units for row in part.statistics.units)
+    cells = part.statistics.moments
+    return all(sum(cell.n for cell in cells if cell.metric == metric) == units for metric in ("click", "spend"))
+
+
+def recovery_times(settings: Settings, lifted_ms: list[int]) -> list[float]:
+    """For each fault the seconds from its end to the first statistics that moved on after it.
+
+    Statistics count from the broker's append time. A fault after which nothing came is left out: the traffic
+    was over.
+    """
+    moved = _moves(settings)
+    waits = ([at for at in moved if at > lifted] for lifted in lifted_ms)
+    return [(min(after) - lifted) / 1000 for after, lifted in zip(waits, lifted_ms, strict=True) if after]
+
+
+def _moves(settings: Settings) -> list[int]:
+    """When a statistics record came that covers more records than any before it."""
+    topic = settings.topic("stats")
+    consumer = KafkaConsumer(
+        **settings.kafka_python_options(), group_id=None, enable_auto_commit=False, auto_offset_reset="earliest"
+    )
+    found: list[int] = []
+    try:
+        assigned = [TopicPartition(topic, partition) for partition in consumer.partitions_for_topic(topic)]
+        consumer.assign(assigned)
+        limits = consumer.end_offsets(assigned)
+        furthest: dict[bytes, int] = {}
+        while any(consumer.position(tp) < limits[tp] for tp in assigned):
+            for batch in consumer.poll(timeout_ms=500).values():
+                for record in batch:
+                    covered = _covered(record.value)
+                    if covered > furthest.get(record.key, -1):
+                        furthest[record.key] = covered
+                        found.append(record.timestamp)
+    finally:
+        consumer.close()
+    return sorted(found)
+
+
+def _covered(value: bytes) -> int:
+    part = msgspec.json.decode(value)
+    return sum(part[topic].get("applied_offset") or 0 for topic in ("exposures", "rewards"))
+
+
+class Supervisor:
+    """Starts a worker again whenever it ends, as whatever runs the service does.
+
+    Args:
+        start: makes a worker.
+        pause_s: how long it waits before each start.
+    """
+
+    def __init__(self, start: Callable[[], Process], *, pause_s: float = 0.5) -> None:
+        self._start = start
+        self._pause_s = pause_s
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="supervisor")
+        self.worker = start()
+        self.codes: list[int] = []
+
+    def __enter__(self) -> Supervisor:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+        self.worker.__exit__()
+
+    def _run(self) -> None:
+        while not self._over.wait(0.1):
+            if self.worker.ended():
+                self.codes.append(self.worker.process.returncode)
+                if self._over.wait(self._pause_s):
+                    return
+                self.worker = self._start()
+
+
+@contextlib.contextmanager
+def supervised(start: Callable[[], Process], *, pause_s: float = 0.5) -> Iterator[Supervisor]:
+    """A worker that is started again whenever it ends, for the block."""
+    with Supervisor(start, pause_s=pause_s) as supervisor:
+        yield supervisor
+
+
+__all__ = ["LATENESS_MS", "SPEC", "ClassResult", "Mix", "Process", "Rig", "Supervisor", "supervised"]
