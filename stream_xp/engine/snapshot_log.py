@@ -322,7 +322,7 @@ def read_manifest(value: bytes) -> Manifest | None:
 def _refuse_old(value: bytes) -> None:
     try:
         msgspec.json.decode(value, type=_OldManifest)
-    except (msgspec.MsgspecError, RecursionError):
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
         return
     raise another_schema(2)
 

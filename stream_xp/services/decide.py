@@ -310,7 +310,9 @@ class Decide:
             self._looks[key] = max(result.look, self._looks.get(key, 0))
 
     async def _load_configs(self) -> None:
-        self._configs = {config.experiment: config for config in await self._own("config", ConfigRecord)}
+        # Not the last one read: a worker that has lost its partitions can still write an older one.
+        configs = sorted(await self._own("config", ConfigRecord), key=lambda one: one.config_version)
+        self._configs = {config.experiment: config for config in configs}
 
     def _follows(self, record: ExperimentRecord) -> bool:
         """Whether the config of this version says already that it is over."""

@@ -9,7 +9,7 @@ import msgspec
 
 from stream_xp.adapters.topic_reader import TopicReader, TopicRecord
 from stream_xp.domain.codec import decode_own
-from stream_xp.domain.decision import Result, Signal
+from stream_xp.domain.decision import Action, Result, Signal
 from stream_xp.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -62,34 +62,52 @@ def read_signals(
 ) -> Iterator[Signal]:
     """Give the newest `limit` signals (all, without one) by time, then new ones forever if `follow`.
 
-    A signal that stands on the topic twice (same `source` and `id`) is given once; a record that is no signal is
-    reported in the log and passed over.
+    A signal that stands on the topic twice (same `source` and `id`) is given once. So is the stop or ship of an
+    experiment version: decisions latch, and a later one is that of a worker that had lost its partitions while
+    it wrote. All signals of an experiment are in one partition, so every reader sees the same one first. A record that is
+    no signal is reported in the log and passed over.
 
     Raises:
         ConfigError: the topic is missing.
         DependencyError: a broker did not answer.
     """
     with TopicReader(settings, settings.topic("signals")) as reader:
-        seen: set[tuple[str, str]] = set()
-        past = sorted(_fresh(reader.backlog(), seen, experiment), key=lambda signal: (signal.time, signal.id))
+        believed = _Believed()
+        past = sorted(believed.of(reader.backlog(), experiment), key=lambda signal: (signal.time, signal.id))
         yield from past if limit is None else past[max(0, len(past) - limit) :]
         if follow:
-            yield from _fresh(reader.follow(), seen, experiment)
+            yield from believed.of(reader.follow(), experiment)
 
 
-def _fresh(
-    records: Iterable[TopicRecord], seen: set[tuple[str, str]], experiment: str | None
-) -> Iterator[Signal]:
-    for record in records:
-        if record.value is None:
-            continue
-        signal = _readable(record, Signal)
-        if signal is None:
-            continue
+class _Believed:
+    """Which signals a reader believes: each once, and of an experiment version the first stop or ship."""
+
+    def __init__(self) -> None:
+        self._seen: set[tuple[str, str]] = set()
+        self._decided: dict[tuple[str, int], str] = {}
+
+    def of(self, records: Iterable[TopicRecord], experiment: str | None) -> Iterator[Signal]:
+        """The signals among records, of one experiment if it is named."""
+        for record in records:
+            if record.value is None:
+                continue
+            signal = _readable(record, Signal)
+            if (
+                signal is not None
+                and experiment in (None, signal.data.result.experiment)
+                and self._is_news(signal)
+            ):
+                yield signal
+
+    def _is_news(self, signal: Signal) -> bool:
         identity = (signal.source, signal.id)
-        if identity not in seen and experiment in (None, signal.data.result.experiment):
-            seen.add(identity)
-            yield signal
+        if identity in self._seen:
+            return False
+        self._seen.add(identity)
+        result = signal.data.result
+        if signal.data.decision.action is Action.HOLD:
+            return True
+        return self._decided.setdefault((result.experiment, result.version), signal.id) == signal.id
 
 
 def _standing(result: Result, now_ms: int) -> Standing:
