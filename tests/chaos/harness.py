@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import msgspec
 from broker.worker_process import (
@@ -23,13 +23,15 @@ from broker.worker_process import (
     now_ms,
     prepare,
     quick,
+    snapshots,
     statistics,
     wait_for,
 )
 from kafka import KafkaConsumer, TopicPartition
 
-from chaos.audit import against_commits, audit, facts
+from chaos.audit import against_commits, audit
 from chaos.traffic import Mix, Traffic
+from stream_xp.domain.statistics import PartitionStatistics
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -37,11 +39,12 @@ if TYPE_CHECKING:
     from chaos.node import Node
     from chaos.proxy import Proxy
     from stream_xp.domain.experiment import ExperimentSpec
-    from stream_xp.domain.statistics import PartitionStatistics
     from stream_xp.settings import Settings
 
 CHILD: Final = Path(__file__).with_name("child.py")
 RECOVERY_DEADLINE_S: Final = 180.0
+Places: TypeAlias = dict[tuple[str, int], int]
+"""Next offset of each partition of the raw topics."""
 
 
 class ClassResult(msgspec.Struct, kw_only=True):
@@ -53,7 +56,8 @@ class ClassResult(msgspec.Struct, kw_only=True):
         events: records on the raw topics at the end.
         checks: full audits that were made.
         differences: findings of all audits.
-        worst_recovery_s: from the end of a fault to the first statistics after it, at worst; None if not measured.
+        worst_recovery_s: from the end of a fault until the statistics cover all that was on the raw topics by then,
+            at worst; None if not measured.
     """
 
     name: str
@@ -156,7 +160,8 @@ class Rig:
         self.settings = quick(node.direct, prefix)
         self.traffics: list[Traffic] = []
         self.faults = 0
-        self._lifted_ms: list[int] = []
+        self._lifted: list[tuple[int, Places]] = []
+        self._prepared = False
         self._seed = f"{seed} {name}"
         self._checks = 0
         self._differences = 0
@@ -179,6 +184,7 @@ class Rig:
 
     def prepare(self, *specs: ExperimentSpec) -> None:
         """Make the topics and apply the specs."""
+        self._prepared = True
         for spec in specs or (SPEC,):
             prepare(self.settings, spec)
 
@@ -196,10 +202,11 @@ class Rig:
     # --- faults --------------------------------------------------------------------------------------------
 
     def faulted(self, count: int = 1, *, recovers: bool = True) -> None:
-        """A fault is over now; statistics must follow, and how soon is measured."""
+        """A fault is over now; how soon the statistics have caught up with this moment is measured."""
         self.faults += count
         if recovers:
-            self._lifted_ms.append(now_ms())
+            lifted_ms = now_ms()
+            self._lifted.append((lifted_ms, ends(self.settings)))
 
     def kill(self, worker: Process) -> None:
         """SIGKILL a worker, and see that it had committed nothing that no snapshot covers."""
@@ -233,10 +240,20 @@ class Rig:
             raise AssertionError(f"{error}\nwanted {wanted}\nfound {applied(parts)}") from error
         return parts
 
+    def settle_some(self) -> None:
+        """Wait until some snapshots stand in every partition, so that there is something to damage."""
+
+        def enough() -> bool:
+            standing = snapshots(self.settings)
+            return len(standing) == 2 * self.settings.partitions and min(standing.values()) > 0
+
+        wait_for(enough, "every partition has a snapshot", deadline_s=60)
+        time.sleep(1)
+
     def findings(self) -> list[str]:
         """What the audit finds now."""
         self._checks += 1
-        return audit(self.settings, [traffic.sent for traffic in self.traffics])
+        return audit(self.settings, [traffic.sent for traffic in self.traffics] or None)
 
     def check(self) -> None:
         """Wait until everything is applied, audit, and let there be no finding."""
@@ -246,12 +263,12 @@ class Rig:
     def result(self) -> ClassResult:
         """What this class came to."""
         sent = [traffic.sent for traffic in self.traffics]
-        recoveries = recovery_times(self.settings, self._lifted_ms) if self._lifted_ms else []
+        recoveries = recovery_times(self.settings, self._lifted) if self._lifted else []
         return ClassResult(
             name=self.name,
             faults=self.faults,
             bad_records=sum(one.bad.total() + one.copies.total() for one in sent),
-            events=facts(self.settings)["events"] if self.traffics else 0,
+            events=sum(ends(self.settings).values()) if self._prepared else 0,
             checks=self._checks,
             differences=self._differences,
             worst_recovery_s=round(max(recoveries), 1) if recoveries else None,
@@ -265,44 +282,45 @@ def _mature(part: PartitionStatistics) -> bool:
     return all(sum(cell.n for cell in cells if cell.metric == metric) == units for metric in ("click", "spend"))
 
 
-def recovery_times(settings: Settings, lifted_ms: list[int]) -> list[float]:
-    """For each fault the seconds from its end to the first statistics that moved on after it.
+def recovery_times(settings: Settings, lifted: list[tuple[int, Places]]) -> list[float]:
+    """For each fault the seconds from its end until the statistics cover what was on the raw topics by then.
 
-    Statistics count from the broker's append time. A fault after which nothing came is left out: the traffic
-    was over.
+    Statistics count from the broker's append time.
     """
-    moved = _moves(settings)
-    waits = ([at for at in moved if at > lifted] for lifted in lifted_ms)
-    return [(min(after) - lifted) / 1000 for after, lifted in zip(waits, lifted_ms, strict=True) if after]
+    moves = _moves(settings)
+    found = []
+    for lifted_ms, wanted in lifted:
+        left = {place for place, end in wanted.items() if end}
+        for at_ms, covered in moves:
+            left -= {place for place, offset in covered.items() if offset >= wanted[place]}
+            if not left:
+                found.append(max(0, at_ms - lifted_ms) / 1000)
+                break
+    return found
 
 
-def _moves(settings: Settings) -> list[int]:
-    """When a statistics record came that covers more records than any before it."""
+def _moves(settings: Settings) -> list[tuple[int, Places]]:
+    """Every statistics record: when the broker got it, and the next offsets it stands at."""
     topic = settings.topic("stats")
     consumer = KafkaConsumer(
         **settings.kafka_python_options(), group_id=None, enable_auto_commit=False, auto_offset_reset="earliest"
     )
-    found: list[int] = []
+    found: list[tuple[int, Places]] = []
     try:
         assigned = [TopicPartition(topic, partition) for partition in consumer.partitions_for_topic(topic)]
         consumer.assign(assigned)
         limits = consumer.end_offsets(assigned)
-        furthest: dict[bytes, int] = {}
         while any(consumer.position(tp) < limits[tp] for tp in assigned):
             for batch in consumer.poll(timeout_ms=500).values():
-                for record in batch:
-                    covered = _covered(record.value)
-                    if covered > furthest.get(record.key, -1):
-                        furthest[record.key] = covered
-                        found.append(record.timestamp)
+                found += [(record.timestamp, _covered(record.value)) for record in batch]
     finally:
         consumer.close()
-    return sorted(found)
+    return sorted(found, key=lambda move: move[0])
 
 
-def _covered(value: bytes) -> int:
-    part = msgspec.json.decode(value)
-    return sum(part[topic].get("applied_offset") or 0 for topic in ("exposures", "rewards"))
+def _covered(value: bytes) -> Places:
+    part = msgspec.json.decode(value, type=PartitionStatistics)
+    return {(topic, part.partition): getattr(part, topic).next_offset or 0 for topic in ("exposures", "rewards")}
 
 
 class Supervisor:
