@@ -394,6 +394,17 @@ def require_topics(client: KafkaAdminClient, topics: Sequence[Topic]) -> None:
         )
 
 
+def require_shapes(client: KafkaAdminClient, topics: Sequence[Topic]) -> None:
+    """Refuse to go on where a topic is missing or has another number of partitions; settings may change.
+
+    Raises:
+        ConfigError: names every difference.
+    """
+    drifts = [drift for drift in check_topics(client, topics) if drift.field in ("topic", "partitions")]
+    if drifts:
+        raise ConfigError("topics changed under this worker:\n  " + "\n  ".join(map(str, drifts)))
+
+
 def ensure_topics(client: KafkaAdminClient, topics: Sequence[Topic]) -> Creation:
     """Create what is missing, then refuse to go on unless every topic is as declared.
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
+import sys
 from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, TypeVar
 
 import click
 import msgspec
 
-from stream_xp.errors import ConfigError, StreamXpError
+from stream_xp.errors import ConfigError, DependencyError, StreamXpError
 from stream_xp.settings import ENVIRONMENT_PREFIX, Settings
 
 if TYPE_CHECKING:
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
 
 EXIT_FAILED: Final = 1
 EXIT_CONFIG: Final = 2
+EXIT_UNWRITTEN: Final = 2
+"""Not 1, which for `oracle` and others is an answer."""
+_NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -49,7 +54,7 @@ class OneLineError(click.ClickException):
 class CommandGroup(click.Group):
     """A group whose commands end with one line and an exit code instead of a traceback.
 
-    A ConfigError exits 2, every other StreamXpError 1.
+    A ConfigError exits 2, every other StreamXpError 1. Output for which there is no room exits 2.
     """
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -58,6 +63,19 @@ class CommandGroup(click.Group):
             return super().invoke(ctx)
         except StreamXpError as error:
             raise OneLineError(error) from error
+        except OSError as error:
+            if error.errno not in _NO_ROOM:
+                raise
+            raise _no_room(error) from error
+
+
+def _no_room(error: OSError) -> OneLineError:
+    # What stands in the buffer would be written again when the program ends, and fail again.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    where = f" to {error.filename}" if error.filename else ""
+    refusal = OneLineError(DependencyError(f"the output could not be written{where}: {error.strerror}"))
+    refusal.exit_code = EXIT_UNWRITTEN
+    return refusal
 
 
 def examples(*lines: str) -> str:

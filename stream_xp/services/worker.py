@@ -37,6 +37,7 @@ log = structlog.get_logger(__name__)
 
 _EVALUATE_S = 0.1
 _WATCH_S = 0.5
+_TOPICS_S = 30.0
 _CLOSE_S = 3.0
 _STOP_S = 1.0
 _EXIT_S = 4.5
@@ -110,11 +111,22 @@ class Worker:
             self._run(self._every(self.settings.flush_interval_ms / 1000, self.ingest.flush))
         if self._stats:
             self._run(self._evaluate())
+        if self.settings.broker == "apache":
+            self._run(self._every(_TOPICS_S, self._watch_topics))
         log.info("worker started", roles=self.settings.roles, bootstrap=self.settings.bootstrap)
 
     def _require_topics(self) -> None:
         with kafka_admin.connect(self.settings) as client:
             kafka_admin.require_topics(client, self._topics)
+
+    async def _watch_topics(self) -> None:
+        """End where a topic lost its place or its partitions changed: units are no longer where their state is."""
+        with contextlib.suppress(DependencyError):  # a broker that is away shows itself elsewhere
+            await _in_daemon_thread(self._require_shapes)
+
+    def _require_shapes(self) -> None:
+        with kafka_admin.connect(self.settings) as client:
+            kafka_admin.require_shapes(client, self._topics)
 
     async def stop(self) -> None:
         """Stop reading, write everything out, leave the group: well inside five seconds."""

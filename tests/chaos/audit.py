@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 from broker.worker_process import committed, ends, snapshots, statistics
-
 from chaos.traffic import account
+
 from stream_xp.adapters.topic_reader import TopicReader
 from stream_xp.domain.dead_letter import RAW_LIMIT_BYTES, DeadLetter, dead_letter_key
 from stream_xp.domain.decision import Action, ConfigRecord, Result, RolloutStatus, Signal
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from chaos.traffic import Account, Sent
+
     from stream_xp.domain.statistics import Outcomes, PartitionStatistics
     from stream_xp.settings import Settings
 
@@ -100,9 +101,7 @@ def _against_sent(accounts: dict[tuple[str, int], Account], sent: list[Sent]) ->
     for topic in TOPICS:
         mine = [one for (name, _), one in accounts.items() if name == topic]
         found = sum(one.outcomes.total() for one in mine), sum(one.copies for one in mine)
-        wanted = tuple(
-            sum(getattr(one, field)[topic] for one in sent) for field in ("records", "copies")
-        )
+        wanted = tuple(sum(getattr(one, field)[topic] for one in sent) for field in ("records", "copies"))
         if found != wanted:
             yield f"{topic}: {found} records and copies on the broker, {wanted} were sent"
     bad = Counter(reason for one in accounts.values() for reason, _, _ in one.bad.values())
@@ -165,9 +164,7 @@ def against_decisions(settings: Settings) -> list[str]:
     return [*found, *_against_config(settings, decisions), *_against_results(settings, decisions)]
 
 
-def _against_config(
-    settings: Settings, decisions: dict[tuple[str, int], list[Signal]]
-) -> Iterator[str]:
+def _against_config(settings: Settings, decisions: dict[tuple[str, int], list[Signal]]) -> Iterator[str]:
     """What applications follow never says anything but what was decided."""
     newest: dict[str, int] = {}
     for _, value in _read(settings, "config"):
@@ -182,9 +179,7 @@ def _against_config(
             yield f"config of {config.experiment} follows signal {config.signal_id}, which is not there"
 
 
-def _against_results(
-    settings: Settings, decisions: dict[tuple[str, int], list[Signal]]
-) -> Iterator[str]:
+def _against_results(settings: Settings, decisions: dict[tuple[str, int], list[Signal]]) -> Iterator[str]:
     """Where a result carries a stop or ship, it is the one that was signalled."""
     for _, value in _read(settings, "results"):
         result = msgspec.json.decode(value, type=Result)
@@ -206,4 +201,3 @@ def _read(settings: Settings, name: str) -> Iterator[tuple[bytes, bytes]]:
         for record in reader.backlog():
             if record.value is not None:
                 yield record.key or b"", record.value
-

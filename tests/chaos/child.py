@@ -13,7 +13,6 @@ import asyncio
 import os
 import resource
 import signal
-import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -25,6 +24,13 @@ from stream_xp.adapters.kafka_log import LogWriter
 from stream_xp.cli import main
 from stream_xp.services import decide
 from stream_xp.services.ingest import Ingest
+
+
+def _replace(owner: Any, name: str, function: Callable[..., Any]) -> None:
+    """Put a function in the place of one that is there; a name that has gone must not go unnoticed."""
+    assert hasattr(owner, name), f"{owner} has no {name} any more"
+    setattr(owner, name, function)
+
 
 _SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
 
@@ -51,7 +57,7 @@ class Moment:
     def install(self) -> None:
         self._install_writes()
         self._around(BlockConsumer, "_commit", "commit")
-        evaluate_all = decide.evaluate_all
+        evaluate_all = vars(decide)["evaluate_all"]
 
         def evaluated(*arguments: Any) -> Any:
             found = evaluate_all(*arguments)
@@ -59,7 +65,7 @@ class Moment:
                 self.reach("after evaluated")
             return found
 
-        decide.evaluate_all = evaluated
+        _replace(decide, "evaluate_all", evaluated)
 
     def _install_writes(self) -> None:
         """A write to the state topic is a chunk or a manifest, which its key tells."""
@@ -80,8 +86,8 @@ class Moment:
             if sent:
                 self.reach(f"after {name}")
 
-        LogWriter.send = note_key  # type: ignore[method-assign]
-        LogWriter.durable = around  # type: ignore[method-assign]
+        _replace(LogWriter, "send", note_key)
+        _replace(LogWriter, "durable", around)
 
     def _around(self, owner: type, method: str, effect: str) -> None:
         original: Callable[..., Awaitable[Any]] = getattr(owner, method)
@@ -92,7 +98,7 @@ class Moment:
             self.reach(f"after {effect}")
             return found
 
-        setattr(owner, method, around)
+        _replace(owner, method, around)
 
 
 def acknowledge_first() -> None:
@@ -111,8 +117,8 @@ def acknowledge_first() -> None:
         _stand_at(task, topic, found)
         await self._source.seek(self._settings.topic(topic), task.state.partition, found)
 
-    Ingest._apply = apply_and_acknowledge  # type: ignore[method-assign]
-    Ingest._seek_back = go_on_at_the_commit  # type: ignore[method-assign]
+    _replace(Ingest, "_apply", apply_and_acknowledge)
+    _replace(Ingest, "_seek_back", go_on_at_the_commit)
 
 
 def apply_again() -> None:
@@ -126,7 +132,7 @@ def apply_again() -> None:
                 _stand_at(task, topic, max(start, task.next_offset(topic) - 40))
         return task
 
-    Ingest._load = load_and_forget  # type: ignore[method-assign]
+    _replace(Ingest, "_load", load_and_forget)
 
 
 def _stand_at(task: Any, topic: str, next_offset: int) -> None:
@@ -145,7 +151,7 @@ def apply_slowly(pause_ms: float) -> None:
         await asyncio.sleep(pause_ms / 1000)
         await on_block(self, block)
 
-    Ingest.on_block = slowly  # type: ignore[method-assign]
+    _replace(Ingest, "on_block", slowly)
 
 
 def run() -> None:
@@ -173,4 +179,4 @@ def run() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run())
+    run()

@@ -9,6 +9,7 @@ import datetime as dt
 import os
 import subprocess
 import sys
+import tempfile
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from chaos.harness import ClassResult, Rig
+    from chaos.harness import Rig
     from chaos.node import Node
     from chaos.proxy import Proxy
 
@@ -34,8 +35,8 @@ RESULTS_VARIABLE = "STREAM_XP_TEST_CHAOS_RESULTS"
 TIMEOUT_S = 3_600
 WARM_UP = "from stream_xp.engine.warm_up import warm_up; warm_up()"
 
-_RESULTS = pytest.StashKey["list[ClassResult]"]()
-_FAILED = pytest.StashKey[list[str]]()
+_RESULTS = pytest.StashKey[list[Any]]()
+_FAILED = pytest.StashKey[list[Any]]()
 _KAFKA = pytest.StashKey[str]()
 
 
@@ -58,17 +59,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(scope="session")
-def _broker(
-    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
-) -> Iterator[tuple[Node, Proxy]]:
+def _broker(request: pytest.FixtureRequest) -> Iterator[tuple[Node, Proxy]]:
     from broker.apache_kafka import Unavailable  # noqa: PLC0415
-
     from chaos.node import Node  # noqa: PLC0415
     from chaos.proxy import Proxy  # noqa: PLC0415
 
-    with Proxy(seed=SEED) as proxy:
+    # A folder of its own: pytest removes its own folders of earlier runs, also those of a run that goes on.
+    with Proxy(seed=SEED) as proxy, tempfile.TemporaryDirectory(prefix="stream-xp-chaos-") as folder:
         try:
-            node = Node(tmp_path_factory.mktemp("kafka"), proxy.port)
+            node = Node(Path(folder), proxy.port)
         except Unavailable as error:
             pytest.skip(f"the chaos tests need Java 17 and the jars of Apache Kafka: {error}")
         proxy.upstream_port = node.proxied_port
@@ -83,9 +82,7 @@ def _broker(
 
 
 @pytest.fixture
-def rig(
-    _broker: tuple[Node, Proxy], tmp_path: Path, request: pytest.FixtureRequest
-) -> Iterator[Rig]:
+def rig(_broker: tuple[Node, Proxy], tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Rig]:
     """What a test of one class of faults works with; the marker `chaos` names the class."""
     from chaos.harness import Rig  # noqa: PLC0415
 
@@ -113,21 +110,19 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[Any]) -> 
     return report
 
 
-def pytest_terminal_summary(
-    terminalreporter: pytest.TerminalReporter, config: pytest.Config
-) -> None:
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     found = config.stash.get(_RESULTS, [])
     if not found:
         return
-    from chaos.report import Results, encode, table  # noqa: PLC0415
+    from chaos.report import PAGE, RESULTS, Results, by_class, encode, table, write_page  # noqa: PLC0415
 
     results = Results(
         seed=SEED,
         intensity=INTENSITY,
         kafka=config.stash[_KAFKA],
         date=dt.datetime.now(dt.UTC).date().isoformat(),
-        failed=sorted(config.stash[_FAILED]),
-        classes=sorted(found, key=lambda one: one.name),
+        failed=sorted(set(config.stash[_FAILED])),
+        classes=by_class(found),
     )
     terminalreporter.section("chaos")
     write: Callable[[str], None] = terminalreporter.write_line
@@ -136,3 +131,6 @@ def pytest_terminal_summary(
     if file:
         Path(file).write_bytes(encode(results))
         write(f"written to {file}")
+        if Path(file) == RESULTS:
+            write_page(results)
+            write(f"written to {PAGE}")

@@ -11,11 +11,10 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias
 
 import msgspec
 from broker.worker_process import (
-    LATENESS_MS,
     SPEC,
     WorkerProcess,
     applied,
@@ -27,10 +26,11 @@ from broker.worker_process import (
     statistics,
     wait_for,
 )
+from chaos.audit import against_commits, audit
+from chaos.report import ClassResult
+from chaos.traffic import Mix, Traffic
 from kafka import KafkaConsumer, TopicPartition
 
-from chaos.audit import against_commits, audit
-from chaos.traffic import Mix, Traffic
 from stream_xp.domain.statistics import PartitionStatistics
 
 if TYPE_CHECKING:
@@ -38,36 +38,17 @@ if TYPE_CHECKING:
 
     from chaos.node import Node
     from chaos.proxy import Proxy
+
     from stream_xp.domain.experiment import ExperimentSpec
     from stream_xp.settings import Settings
 
 CHILD: Final = Path(__file__).with_name("child.py")
-RECOVERY_DEADLINE_S: Final = 180.0
+RECOVERY_DEADLINE_S: Final = 240.0
+START_DEADLINE_S: Final = 120.0
+STOP_DEADLINE_S: Final = 20.0
+"""Deadlines end a test that hangs; they say nothing of how fast a quiet machine is."""
 Places: TypeAlias = dict[tuple[str, int], int]
 """Next offset of each partition of the raw topics."""
-
-
-class ClassResult(msgspec.Struct, kw_only=True):
-    """One class of faults in `results.json`.
-
-    Attributes:
-        faults: how many were injected: kills, stops, cuts, stalls, joins and leaves, damaged records of ours.
-        bad_records: bad, late, repeated and strange records that the traffic itself had.
-        events: records on the raw topics at the end.
-        checks: full audits that were made.
-        differences: findings of all audits.
-        worst_recovery_s: from the end of a fault until the statistics cover all that was on the raw topics by then,
-            at worst; None if not measured.
-    """
-
-    name: str
-    faults: int
-    bad_records: int
-    events: int
-    checks: int
-    differences: int
-    worst_recovery_s: float | None
-    seconds: float
 
 
 class Process(WorkerProcess):
@@ -108,6 +89,21 @@ class Process(WorkerProcess):
             self.process.send_signal(signal.SIGCONT)
         self.kill()
 
+    def wait_started(self) -> None:
+        """Wait until it has joined and has the state of a partition."""
+        loaded = "partition loaded"
+        wait_for(
+            lambda: self.ended() or bool(self.events(loaded)),
+            "the worker starts",
+            deadline_s=START_DEADLINE_S,
+        )
+        assert not self.ended(), self.log[-4000:]
+
+    def finish(self) -> None:
+        """SIGTERM; it must have written everything."""
+        self.wait_started()
+        assert self.terminate(deadline_s=STOP_DEADLINE_S) == 0, self.log[-4000:]
+
     def stop(self) -> None:
         """SIGSTOP: it stands still and knows nothing of it."""
         self.process.send_signal(signal.SIGSTOP)
@@ -116,14 +112,14 @@ class Process(WorkerProcess):
         """SIGCONT."""
         self.process.send_signal(signal.SIGCONT)
 
-    def wait_ended(self, *, deadline_s: float = 60.0) -> int:
+    def wait_ended(self, *, deadline_s: float = 120.0) -> int:
         """Its exit code, or minus the number of the signal that ended it."""
         try:
             return self.process.wait(timeout=deadline_s)
         except subprocess.TimeoutExpired as error:
             raise AssertionError(f"it did not end within {deadline_s:g} s:\n{self.log[-4000:]}") from error
 
-    def wait_stopped(self, *, deadline_s: float = 60.0) -> None:
+    def wait_stopped(self, *, deadline_s: float = 120.0) -> None:
         """Wait until it has stopped itself."""
         wait_for(
             lambda: self.ended() or self._state() == "T", "the process stops itself", deadline_s=deadline_s
@@ -228,11 +224,15 @@ class Rig:
 
         def settled() -> bool:
             parts[:] = statistics(self.settings)
-            return bool(parts) and all(
-                (getattr(part, topic).next_offset or 0) == wanted[topic, part.partition]
-                for part in parts
-                for topic in ("exposures", "rewards")
-            ) and all(part.reward_outcomes.waiting == 0 and _mature(part) for part in parts)
+            return (
+                bool(parts)
+                and all(
+                    (getattr(part, topic).next_offset or 0) == wanted[topic, part.partition]
+                    for part in parts
+                    for topic in ("exposures", "rewards")
+                )
+                and all(part.reward_outcomes.waiting == 0 and _mature(part) for part in parts)
+            )
 
         try:
             wait_for(settled, "everything is applied and mature", deadline_s=deadline_s)
@@ -245,7 +245,7 @@ class Rig:
 
         def enough() -> bool:
             standing = snapshots(self.settings)
-            return len(standing) == 2 * self.settings.partitions and min(standing.values()) > 0
+            return len(standing) == 2 * self.settings.partitions and all(standing.values())
 
         wait_for(enough, "every partition has a snapshot", deadline_s=60)
         time.sleep(1)
@@ -279,7 +279,9 @@ class Rig:
 def _mature(part: PartitionStatistics) -> bool:
     units = sum(row.units for row in part.statistics.units)
     cells = part.statistics.moments
-    return all(sum(cell.n for cell in cells if cell.metric == metric) == units for metric in ("click", "spend"))
+    return all(
+        sum(cell.n for cell in cells if cell.metric == metric) == units for metric in ("click", "spend")
+    )
 
 
 def recovery_times(settings: Settings, lifted: list[tuple[int, Places]]) -> list[float]:
@@ -303,7 +305,10 @@ def _moves(settings: Settings) -> list[tuple[int, Places]]:
     """Every statistics record: when the broker got it, and the next offsets it stands at."""
     topic = settings.topic("stats")
     consumer = KafkaConsumer(
-        **settings.kafka_python_options(), group_id=None, enable_auto_commit=False, auto_offset_reset="earliest"
+        **settings.kafka_python_options(),
+        group_id=None,
+        enable_auto_commit=False,
+        auto_offset_reset="earliest",
     )
     found: list[tuple[int, Places]] = []
     try:
@@ -320,7 +325,9 @@ def _moves(settings: Settings) -> list[tuple[int, Places]]:
 
 def _covered(value: bytes) -> Places:
     part = msgspec.json.decode(value, type=PartitionStatistics)
-    return {(topic, part.partition): getattr(part, topic).next_offset or 0 for topic in ("exposures", "rewards")}
+    return {
+        (topic, part.partition): getattr(part, topic).next_offset or 0 for topic in ("exposures", "rewards")
+    }
 
 
 class Supervisor:
@@ -339,7 +346,7 @@ class Supervisor:
         self.worker = start()
         self.codes: list[int] = []
 
-    def __enter__(self) -> Supervisor:
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
@@ -362,6 +369,3 @@ def supervised(start: Callable[[], Process], *, pause_s: float = 0.5) -> Iterato
     """A worker that is started again whenever it ends, for the block."""
     with Supervisor(start, pause_s=pause_s) as supervisor:
         yield supervisor
-
-
-__all__ = ["LATENESS_MS", "SPEC", "ClassResult", "Mix", "Process", "Rig", "Supervisor", "supervised"]

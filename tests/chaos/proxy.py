@@ -146,9 +146,7 @@ class Proxy:
         delay_ms = shape.latency_ms + shape.jitter_ms * self._random.random()
         return self._loop.time() + delay_ms / 1000
 
-    async def _write(
-        self, pieces: asyncio.Queue[tuple[float, bytes]], writer: asyncio.StreamWriter
-    ) -> None:
+    async def _write(self, pieces: asyncio.Queue[tuple[float, bytes]], writer: asyncio.StreamWriter) -> None:
         while True:
             due_s, piece = await pieces.get()
             if not piece:

@@ -6,7 +6,6 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
-
 from chaos.audit import against_commits
 from chaos.harness import supervised
 from chaos.proxy import Shape

@@ -8,7 +8,6 @@ import threading
 from typing import TYPE_CHECKING
 
 import pytest
-
 from chaos.proxy import Proxy, Shape
 
 if TYPE_CHECKING:

@@ -25,7 +25,9 @@ def add_partitions(rig: Rig, name: str, total: int) -> None:
     topic = rig.settings.topic(name)
     with connect(rig.settings) as client:
         client.create_partitions({topic: NewPartitions(total)})
-        wait_for(lambda: describe_topics(client, [topic])[topic].partitions == total, "there are more partitions")
+        wait_for(
+            lambda: describe_topics(client, [topic])[topic].partitions == total, "there are more partitions"
+        )
 
 
 def refuses(rig: Rig, line: str) -> None:

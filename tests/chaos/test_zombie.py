@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from broker.worker_process import SPEC, records, statistics, wait_for
+from chaos.audit import against_commits
 from chaos.test_decide_killed import UNITS, send_to_one_arm, stopped
 
-from chaos.audit import against_commits
 from stream_xp.services.evidence import read_signals
 
 if TYPE_CHECKING:
     from chaos.harness import Process, Rig
+
     from stream_xp.settings import Settings
 
 MOMENTS = ("before chunk", "before manifest", "after manifest", "before stats", "before commit")
@@ -33,7 +34,7 @@ def wait_taken_over(rig: Rig, heir: Process) -> None:
         loaded = {line["partition"] for line in heir.events("partition loaded")}
         return heir.ended() or loaded == set(range(rig.settings.partitions))
 
-    wait_for(all_loaded, "another worker has all partitions", deadline_s=60)
+    wait_for(all_loaded, "another worker has all partitions", deadline_s=120)
     assert not heir.ended(), heir.log[-3000:]
 
 
@@ -46,7 +47,9 @@ def test_a_zombie_changes_nothing_that_a_reader_believes(rig: Rig) -> None:
     with traffic.flowing():
         # At a moment of the clock, and between two effects, where a write of the zombie is still to come.
         for moment in [None, *moments[: rig.count(dev=1, short=1, full=15)]]:
-            faults = () if moment is None else ("--at", f"{moment}:{rig.random.randint(2, 5)}", "--then", "stop")
+            faults = (
+                () if moment is None else ("--at", f"{moment}:{rig.random.randint(2, 5)}", "--then", "stop")
+            )
             with rig.worker(faults=faults) as zombie:
                 if moment is None:
                     zombie.wait_started()
@@ -67,7 +70,7 @@ def test_a_zombie_changes_nothing_that_a_reader_believes(rig: Rig) -> None:
                     rig.kill(heir)
     with rig.worker() as last:
         rig.check()
-        assert last.terminate() == 0, last.log
+        last.finish()
 
 
 @pytest.mark.chaos("SIGSTOP between a decision and its signal")
@@ -82,7 +85,7 @@ def test_a_zombie_decides_nothing(rig: Rig, moment: str) -> None:
         send_to_one_arm(rig.settings, SPEC.experiment, first=UNITS)
         with rig.worker() as heir:
             wait_taken_over(rig, heir)
-            wait_for(lambda: bool(stopped(rig.settings)), "the heir decides", deadline_s=60)
+            wait_for(lambda: bool(stopped(rig.settings)), "the heir decides", deadline_s=120)
             past_the_session(rig)
             believed = list(read_signals(rig.settings))
             configs = records(rig.settings, "config")

@@ -90,7 +90,7 @@ class Traffic:
         settings: Settings,
         seed: str,
         *,
-        mix: Mix = Mix(),  # noqa: B008 (immutable)
+        mix: Mix = Mix(),
         experiment: str = "checkout",
         pad_bytes: int = 0,
     ) -> None:
@@ -166,7 +166,9 @@ class Traffic:
         for topic in ("exposures", "rewards"):
             for kind in POISON:
                 self._poison(topic, kind)
-            good = json.dumps({"id": f"k{self._next()}", "unit": "p", "time": _now_ms(), **_of(topic)}).encode()
+            good = json.dumps(
+                {"id": f"k{self._next()}", "unit": "p", "time": _now_ms(), **_of(topic)}
+            ).encode()
             self._bad(topic, b"", good, "missing_key")
             self._bad(topic, b"another", good, "key_mismatch")
             self._bad(topic, b"p", None, "empty_value")
@@ -208,9 +210,7 @@ class Traffic:
         key = unit.encode()
         if draw.random() < mix.boundary:
             limit_ms = _now_ms() - self.settings.allowed_lateness_ms + draw.randint(-2, 10)
-            self._produce(
-                "rewards", key, self._value(unit, {"id": f"e{unit}", "metric": "click"}, limit_ms)
-            )
+            self._produce("rewards", key, self._value(unit, {"id": f"e{unit}", "metric": "click"}, limit_ms))
         if draw.random() < mix.unknown:
             unknown = {"id": f"u{unit}", "experiment": "nobody-applied-this", "arm": "a"}
             self._produce("exposures", key, self._value(unit, unknown, time_ms))

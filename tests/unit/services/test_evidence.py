@@ -17,10 +17,12 @@ from stream_xp.settings import Settings
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-GOLDEN = sorted((topics_dir() / "golden").rglob("*signal*.json"))[0]
+GOLDEN = min((topics_dir() / "golden").rglob("*signal*.json"))
 
 
-def signal(identity: str, *, action: Action = Action.STOP, version: int = 1, experiment: str = "exp") -> Signal:
+def signal(
+    identity: str, *, action: Action = Action.STOP, version: int = 1, experiment: str = "exp"
+) -> Signal:
     sample = msgspec.json.decode(GOLDEN.read_bytes(), type=Signal)
     decision = msgspec.structs.replace(sample.data.decision, action=action)
     result = msgspec.structs.replace(sample.data.result, experiment=experiment, version=version)
