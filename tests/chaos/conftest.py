@@ -51,11 +51,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.get_closest_marker("chaos"):
             item.add_marker(pytest.mark.timeout(TIMEOUT_S))
-    if "chaos" in config.getoption("markexpr"):
-        return
-    chosen = [item for item in items if not item.get_closest_marker("chaos")]
+    chosen = (
+        list(filter(_is_wanted, items))
+        if "chaos" in config.getoption("markexpr")
+        else [item for item in items if not item.get_closest_marker("chaos")]
+    )
     config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
     items[:] = chosen
+
+
+def _is_wanted(item: pytest.Item) -> bool:
+    """In a short run, the classes that stand for the others."""
+    marker = item.get_closest_marker("chaos")
+    return marker is None or INTENSITY != "short" or bool(marker.kwargs.get("short"))
 
 
 @pytest.fixture(scope="session")

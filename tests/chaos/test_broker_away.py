@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from chaos.harness import Rig
 
 
-@pytest.mark.chaos("broker killed and started again")
+@pytest.mark.chaos("broker killed and started again", short=True)
 def test_the_broker_is_killed_and_started_again(rig: Rig) -> None:
     rig.prepare()
     traffic = rig.traffic()
@@ -57,7 +57,7 @@ def test_the_broker_is_away_for_a_minute(rig: Rig) -> None:
 FAULTS = ("reset", "stall", "long stall", "latency", "slices", "no new connections")
 
 
-@pytest.mark.chaos("network: latency, stalls, resets, half-open")
+@pytest.mark.chaos("network: latency, stalls, resets, half-open", short=True)
 def test_the_network_does_its_worst(rig: Rig) -> None:
     rig.prepare()
     traffic = rig.traffic()

@@ -44,7 +44,7 @@ def stopped(settings: Settings) -> set[str]:
     return {one["experiment"] for one in records(settings, "config") if one["status"] == "stopped"}
 
 
-@pytest.mark.chaos("kill -9 of decide, between effects")
+@pytest.mark.chaos("kill -9 of decide, between effects", short=True)
 def test_killed_between_effects(rig: Rig) -> None:
     boundaries = list(BOUNDARIES[: rig.count(dev=3, short=5, full=8)]) * rig.count(dev=1, short=1, full=5)
     rig.random.shuffle(boundaries)

@@ -33,7 +33,7 @@ def test_a_worker_lives_on_a_full_disk(rig: Rig, full: str) -> None:
             assert worker.terminate(deadline_s=STOP_DEADLINE_S) == 0
 
 
-@pytest.mark.chaos("disk full: oracle")
+@pytest.mark.chaos("disk full: oracle", short=True)
 def test_the_oracle_fails_cleanly_on_a_full_disk(rig: Rig) -> None:
     rig.prepare()
     traffic = rig.traffic()

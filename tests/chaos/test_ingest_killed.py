@@ -23,7 +23,7 @@ BOUNDARIES = (
 )
 
 
-@pytest.mark.chaos("kill -9 of ingest, at random")
+@pytest.mark.chaos("kill -9 of ingest, at random", short=True)
 def test_killed_at_random_moments(rig: Rig) -> None:
     rig.prepare()
     traffic = rig.traffic()

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from chaos.harness import Rig
 
 
-@pytest.mark.chaos("log truncated under the applied offset")
+@pytest.mark.chaos("log truncated under the applied offset", short=True)
 def test_a_truncated_log_stops_the_worker(rig: Rig) -> None:
     rig.prepare()
     traffic = rig.traffic()

@@ -23,7 +23,7 @@ def applied_to_the_end(rig: Rig) -> bool:
     )
 
 
-@pytest.mark.chaos("teeth: acknowledged before the snapshot")
+@pytest.mark.chaos("teeth: acknowledged before the snapshot", short=True)
 def test_acknowledging_before_the_snapshot_is_found(rig: Rig) -> None:
     # Commits go out every second; snapshots are so rare that a kill falls between the two.
     rig.change(snapshot_interval_ms=20_000)

@@ -38,7 +38,7 @@ def wait_taken_over(rig: Rig, heir: Process) -> None:
     assert not heir.ended(), heir.log[-3000:]
 
 
-@pytest.mark.chaos("SIGSTOP past the session, then SIGCONT")
+@pytest.mark.chaos("SIGSTOP past the session, then SIGCONT", short=True)
 def test_a_zombie_changes_nothing_that_a_reader_believes(rig: Rig) -> None:
     rig.prepare()
     traffic = rig.traffic()
