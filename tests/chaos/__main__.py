@@ -1,6 +1,7 @@
-"""`python -m tests.chaos [short|full]`: the chaos suite, its table, and `results.json` after a full run.
+"""`python -m tests.chaos [short|full|dev]`: the chaos suite and its table.
 
-A full run takes most of an hour, a short one at most five minutes. Further arguments go to pytest.
+A full run takes most of an hour and writes `results.json` and the table of docs/guarantees.md. A short one is the
+classes that stand for the others; `dev` is every class with the fewest faults. Further arguments go to pytest.
 """
 
 from __future__ import annotations

@@ -94,8 +94,15 @@ def table(results: Results) -> str:
     return "\n".join([*lines, _line(summed("**all**", results.classes))])
 
 
-def section(results: Results) -> str:
+def last_run() -> Results | None:
+    """The run in `results.json`, if there was one."""
+    return decode(RESULTS.read_bytes()) if RESULTS.is_file() else None
+
+
+def section(results: Results | None) -> str:
     """What the page shows of the run."""
+    if results is None:
+        return "No run is recorded yet.\n"
     minutes = sum(one.seconds for one in results.classes) / 60
     return (
         f"The last run: {results.date}, Apache Kafka {results.kafka}, intensity `{results.intensity}`, "
