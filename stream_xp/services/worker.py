@@ -37,7 +37,7 @@ log = structlog.get_logger(__name__)
 
 _EVALUATE_S = 0.1
 _WATCH_S = 0.5
-_TOPICS_S = 30.0
+_TOPICS_S = 60.0
 _CLOSE_S = 3.0
 _STOP_S = 1.0
 _EXIT_S = 4.5

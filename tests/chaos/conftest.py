@@ -69,9 +69,11 @@ def _is_wanted(item: pytest.Item) -> bool:
 @pytest.fixture(scope="session")
 def _broker(request: pytest.FixtureRequest) -> Iterator[tuple[Node, Proxy]]:
     from broker.apache_kafka import Unavailable  # noqa: PLC0415
+    from chaos.harness import use_fast_checksums  # noqa: PLC0415
     from chaos.node import Node  # noqa: PLC0415
     from chaos.proxy import Proxy  # noqa: PLC0415
 
+    use_fast_checksums()
     # A folder of its own: pytest removes its own folders of earlier runs, also those of a run that goes on.
     with Proxy(seed=SEED) as proxy, tempfile.TemporaryDirectory(prefix="stream-xp-chaos-") as folder:
         try:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias
 
 import msgspec
+from aiokafka.record._crecords import crc32c_cython
 from broker.worker_process import (
     SPEC,
     WorkerProcess,
@@ -30,6 +31,7 @@ from chaos.audit import against_commits, audit
 from chaos.report import ClassResult
 from chaos.traffic import Mix, Traffic
 from kafka import KafkaConsumer, TopicPartition
+from kafka.record import default_records
 
 from stream_xp.domain.statistics import PartitionStatistics
 
@@ -49,6 +51,11 @@ STOP_DEADLINE_S: Final = 20.0
 """Deadlines end a test that hangs; they say nothing of how fast a quiet machine is."""
 Places: TypeAlias = dict[tuple[str, int], int]
 """Next offset of each partition of the raw topics."""
+
+
+def use_fast_checksums() -> None:
+    """Have kafka-python check its batches with aiokafka's compiled CRC: its own takes most of an audit."""
+    default_records.calc_crc32c = crc32c_cython
 
 
 class Process(WorkerProcess):
