@@ -64,8 +64,8 @@ def read_signals(
 
     A signal that stands on the topic twice (same `source` and `id`) is given once. So is the stop or ship of an
     experiment version: decisions latch, and a later one is that of a worker that had lost its partitions while
-    it wrote. All signals of an experiment are in one partition, so every reader sees the same one first. A record that is
-    no signal is reported in the log and passed over.
+    it wrote. All signals of an experiment are in one partition, so every reader sees the same one first.
+    A record that is no signal is reported in the log and passed over.
 
     Raises:
         ConfigError: the topic is missing.
