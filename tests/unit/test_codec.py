@@ -277,18 +277,19 @@ def test_the_last_of_equal_names_wins() -> None:
 
 
 def test_headers_are_bounded_before_they_are_looked_at() -> None:
-    for headers, detail in (
-        ((("x", b"y"),) * 101, "101 headers, the limit is 100"),
-        ((("x", b"y" * 16_384),), "headers have 16385 bytes, the limit is 16384"),
-        ((("x" * 16_385, None),), "headers have 16385 bytes"),
-    ):
+    cases: list[tuple[codec.Headers, str]] = [
+        ([("x", b"y")] * 101, "101 headers, the limit is 100"),
+        ([("x", b"y" * 16_384)], "headers have 16385 bytes, the limit is 16384"),
+        ([("x" * 16_385, None)], "headers have 16385 bytes"),
+    ]
+    for headers, detail in cases:
         record = raw(encoded(REWARD), headers=headers)
         assert refusal(record).reason is Reason.TOO_LARGE
         assert detail in refusal(record).detail
         (batched,) = decode_rewards([record])
         assert comparable(batched) == comparable(refusal(record))
-    for headers in ((("x", b"y"),) * 100, (("x", b"y" * 16_383),)):
-        assert decode_reward(raw(encoded(REWARD), headers=headers)).metric == "click"
+    for allowed in ([("x", b"y")] * 100, [("x", b"y" * 16_383)]):
+        assert decode_reward(raw(encoded(REWARD), headers=allowed)).metric == "click"
 
 
 HOSTILE = {
