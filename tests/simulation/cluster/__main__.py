@@ -34,7 +34,9 @@ def main() -> int:
             if broken and not given.keep_going:
                 break
     spent_s = time.monotonic() - began
-    print(f"{seed + 1 - given.seed} schedules, {broken} broken, {records} records of first partitions", end=", ")
+    print(
+        f"{seed + 1 - given.seed} schedules, {broken} broken, {records} records of first partitions", end=", "
+    )
     print(f"{spent_s:.1f} s, {60 * (seed + 1 - given.seed) / spent_s:.0f} schedules a minute")
     return 1 if broken else 0
 

@@ -76,7 +76,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         for task in self._tasks.pop(owner, []):
             if not task.done():
                 with contextlib.suppress(Exception):
-                    task.get_coro().close()  # type: ignore[union-attr]
+                    task.get_coro().close()
 
     # --- what asyncio asks of it ----------------------------------------------------------------------------
 
@@ -101,17 +101,19 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         self._tasks.setdefault(owner, []).append(task)
         return task
 
-    def call_soon(self, callback: Callable[..., Any], *args: Any, context: Any = None) -> asyncio.Handle:
+    def call_soon(  # type: ignore[override]
+        self, callback: Callable[..., Any], *args: Any, context: Any = None
+    ) -> asyncio.Handle:
         handle = asyncio.Handle(callback, args, self, context)
         self._ready.append((handle, OWNER.get() if context is None else context.get(OWNER)))
         return handle
 
-    def call_later(
+    def call_later(  # type: ignore[override]
         self, delay: float, callback: Callable[..., Any], *args: Any, context: Any = None
     ) -> asyncio.TimerHandle:
         return self.call_at(self.time() + delay, callback, *args, context=context)
 
-    def call_at(
+    def call_at(  # type: ignore[override]
         self, when: float, callback: Callable[..., Any], *args: Any, context: Any = None
     ) -> asyncio.TimerHandle:
         handle = asyncio.TimerHandle(when, callback, args, self, context)

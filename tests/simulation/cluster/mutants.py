@@ -17,16 +17,12 @@ from stream_xp.domain.statistics import Progress
 from stream_xp.engine.columns import Block
 from stream_xp.engine.state import EXPOSURES, PartitionState
 from stream_xp.services import decide as decide_module
-from stream_xp.services import ingest as ingest_module
-from stream_xp.services.decide import Decide
 from stream_xp.services.experiments import Experiments
 from stream_xp.services.ingest import Ingest
 
 Patch = contextlib.AbstractContextManager[Any]
 
 _on_block = Ingest.on_block
-_load = Ingest.load
-_send = LogWriter.send
 _durable = LogWriter.durable
 _apply_exposures = PartitionState.apply_exposures
 
@@ -108,16 +104,7 @@ def _oldest_snapshot() -> Patch:
 
 def _state_is_kept_at_a_rebalance() -> Patch:
     """A worker goes on with what it held before somebody else had the partition."""
-    return mock.patch.object(Ingest, "drop", lambda self: None)
-
-
-def _decisions_are_kept_at_a_rebalance() -> Patch:
-    """A worker decides on what it knew before somebody else decided."""
-
-    async def drop(self: Decide) -> None:
-        pass
-
-    return mock.patch.object(Decide, "drop", drop)
+    return mock.patch.object(Ingest, "drop", return_value=None)
 
 
 def _no_latch() -> Patch:
@@ -132,7 +119,7 @@ def _no_latch() -> Patch:
 
 def _signals_are_not_read() -> Patch:
     """Whoever starts does not look what was decided before."""
-    return mock.patch.object(decide_module, "first_signals", lambda signals: {key: 0 for key in signals and ()})
+    return mock.patch.object(decide_module, "first_signals", lambda signals: dict.fromkeys(signals and (), 0))
 
 
 def _config_before_signal() -> Patch:
@@ -161,23 +148,6 @@ def _no_cover() -> Patch:
     return mock.patch.object(Experiments, "cover", cover)
 
 
-def _dead_letters_are_lost() -> Patch:
-    """A dead letter is not sent again when its record is read again, but a crash may have taken it."""
-    sent: set[bytes] = set()
-
-    async def send(self: LogWriter, topic: str, *, key: bytes, value: bytes | None, **named: Any) -> Any:
-        if topic.endswith("deadletter"):
-            if key in sent:
-                return _done()
-            sent.add(key)
-        return await _send(self, topic, key=key, value=value, **named)
-
-    async def _done() -> None:
-        pass
-
-    return mock.patch.object(LogWriter, "send", send)
-
-
 MUTANTS: dict[str, Callable[[], Patch]] = {
     "commit before snapshot": _commit_before_snapshot,
     "apply after a hole": _apply_after_a_hole,
@@ -187,7 +157,6 @@ MUTANTS: dict[str, Callable[[], Patch]] = {
     "no wait for snapshots": _manifest_before_chunks,
     "oldest snapshot": _oldest_snapshot,
     "state is kept at a rebalance": _state_is_kept_at_a_rebalance,
-    "decisions are kept at a rebalance": _decisions_are_kept_at_a_rebalance,
     "no latch": _no_latch,
     "signals are not read": _signals_are_not_read,
     "config before signal": _config_before_signal,

@@ -241,7 +241,9 @@ class Schedule:
 
     def starve(self) -> None:
         """The broker stays slow in answering about one topic."""
-        self.world.starved = self.world.rng.choice(["xp.experiments", "xp.experiments", "xp.state", "xp.config"])
+        self.world.starved = self.world.rng.choice(
+            ["xp.experiments", "xp.experiments", "xp.state", "xp.config"]
+        )
         self.world.note(f"no answers about {self.world.starved}")
 
     def feed(self) -> None:
@@ -256,7 +258,10 @@ def to_tell(world: World) -> list:
     return [
         node
         for node in world.nodes
-        if node.serves and node.consumes and not node.told and (world.rebalancing or node not in world.members)
+        if node.serves
+        and node.consumes
+        and not node.told
+        and (world.rebalancing or node not in world.members)
     ]
 
 

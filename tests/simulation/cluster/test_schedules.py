@@ -1,8 +1,8 @@
 """A few hundred random schedules of a whole cluster; `python -m tests.simulation.cluster` runs as many as wanted.
 
-Each schedule is judged by everything in watch.py and verdict.py. Not judged here: that decisions keep their error rate
-under continuous looks (I11) is what `stream-xp calibrate` and tests/simulation/test_calibration.py measure; label sets of
-metrics (I14) wait until there are metrics.
+Each schedule is judged by everything in watch.py and verdict.py. Not judged here: that decisions keep their error
+rate under continuous looks (I11) is what `stream-xp calibrate` and tests/simulation/test_calibration.py measure; label
+sets of metrics (I14) wait until there are metrics.
 """
 
 from __future__ import annotations
@@ -17,12 +17,6 @@ from tests.simulation.cluster.watch import BrokenError
 from tests.simulation.cluster.world import World, installed
 
 BATCHES, SCHEDULES = 6, 30
-FOUND_BEFORE = {
-    "a snapshot lists specs that its arrays do not know": 191,
-    "a weight epoch comes before there is a watermark": 430,
-    "a manifest is no UTF-8": 443,
-}
-"""Seeds that found something once, as the schedules were then; kept for what they are now."""
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +62,14 @@ def test_the_schedules_reach_everything() -> None:
         text = "\n".join(lines)
         for word in ("KILLED", "paused", "wakes", "thrown out", "FAILS", "slips", "seeks", "event=hole"):
             seen[word] += word in text
-        for word in ("now begins at", "is damaged", "a dead node:", "no answers", "asked to stop", "passed over"):
+        for word in (
+            "now begins at",
+            "is damaged",
+            "a dead node:",
+            "no answers",
+            "asked to stop",
+            "passed over",
+        ):
             seen[word] += word in text
         seen["zombies"] += schedule.world.zombies
         seen["statistics"] += len(watch.published)

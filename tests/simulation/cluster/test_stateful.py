@@ -49,7 +49,11 @@ class Cluster(RuleBasedStateMachine):
         for _ in range(times):
             self._do(getattr(self._schedule, self.world.rng.choice(happenings)))
 
-    @rule(topic=st.sampled_from(SOURCES), kind=st.sampled_from([None, "repeat", "late", "early", "poison"]), n=_TURNS)
+    @rule(
+        topic=st.sampled_from(SOURCES),
+        kind=st.sampled_from([None, "repeat", "late", "early", "poison"]),
+        n=_TURNS,
+    )
     def produce(self, topic: str, kind: str | None, n: int) -> None:
         self._do(lambda: self.world.produce(topic, kind=kind), n)
 
@@ -71,7 +75,9 @@ class Cluster(RuleBasedStateMachine):
     def answer(self, n: int) -> None:
         self._among("write", "release", "orphan", times=3 * n)
 
-    @rule(how=st.sampled_from(["commit", "refuse", "displace", "starve", "feed", "pass_time", "long_silence"]))
+    @rule(
+        how=st.sampled_from(["commit", "refuse", "displace", "starve", "feed", "pass_time", "long_silence"])
+    )
     def disturb(self, how: str) -> None:
         self._do(getattr(self._schedule, how))
 

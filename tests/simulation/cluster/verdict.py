@@ -72,7 +72,9 @@ class Verdict:
         """I1, I2 of one record."""
         truth = self._truth(record)
         found = truth.statistics.get((record.experiment, record.version))
-        where = f"{record.experiment} version {record.version} partition {record.partition} {record.position()}"
+        where = (
+            f"{record.experiment} version {record.version} partition {record.partition} {record.position()}"
+        )
         _require(found is not None, "I2", f"{where}: there is no such version")
         assert found is not None
         _require(
@@ -97,7 +99,9 @@ class Verdict:
                 else []
                 for name, (first, last) in zip((EXPOSURES, REWARDS), spans, strict=True)
             )
-            self._found[key] = self._recompute(exposures, rewards, record.partition, record.watermark_ms, behind)
+            self._found[key] = self._recompute(
+                exposures, rewards, record.partition, record.watermark_ms, behind
+            )
         return self._found[key]
 
     def _recompute(
@@ -133,7 +137,9 @@ class Verdict:
                     "I2",
                     f"{name} of {record.partition}: {progress} of {end} records",
                 )
-                _require(outcomes.waiting == 0, "I12", f"{name} of {record.partition}: {outcomes} still waits")
+                _require(
+                    outcomes.waiting == 0, "I12", f"{name} of {record.partition}: {outcomes} still waits"
+                )
         for (_, partition), truth in self._final():
             for version, found in truth.statistics.items():
                 published = (*version, partition) in self.newest or self._superseded(*version, partition)
@@ -157,7 +163,9 @@ class Verdict:
         together = self._recompute(self._merged(EXPOSURES), self._merged(REWARDS), 0, 2**50, {})
         for version, found in together.statistics.items():
             parts = [record.statistics for key, record in self.newest.items() if key[:2] == version]
-            if parts and not any(self._superseded(*version, record.partition) for record in self.newest.values()):
+            if parts and not any(
+                self._superseded(*version, record.partition) for record in self.newest.values()
+            ):
                 _require(
                     merge(parts).canonical() == found.canonical(),
                     "I5",
@@ -198,7 +206,9 @@ class Verdict:
         for (_, partition), truth in self._final():
             for (name, offset), reason in truth.dead_letters.items():
                 wanted[f"xp.{name}", partition, offset] = (reason, self._raw[name, partition][offset])
-        _require(wanted.keys() == first_at.keys(), "I7", f"letters {sorted(first_at)}, wanted {sorted(wanted)}")
+        _require(
+            wanted.keys() == first_at.keys(), "I7", f"letters {sorted(first_at)}, wanted {sorted(wanted)}"
+        )
         for letter in letters.values():
             reason, raw = wanted[letter.topic, letter.partition, letter.offset]
             whole = hashlib.sha256(raw.value or b"").hexdigest() == letter.value_sha256
@@ -275,7 +285,8 @@ class Verdict:
             stopped = signal.data.decision.action is Action.STOP
             status = RolloutStatus.STOPPED if stopped else RolloutStatus.SHIPPED
             _require(
-                (configs[-1].version, configs[-1].status, configs[-1].signal_id) == (version, status, signal.id),
+                (configs[-1].version, configs[-1].status, configs[-1].signal_id)
+                == (version, status, signal.id),
                 "I10",
                 f"{experiment}: {configs[-1]} does not follow from the first signal {signal.id}",
             )

@@ -109,7 +109,9 @@ class Watch:
             return
         following = load_now(self._world, tp.partition).following[tp.topic]
         if following < offset:
-            self.fail("I3", f"{tp.topic}/{tp.partition}: {offset} is said to be durable, a load has {following}")
+            self.fail(
+                "I3", f"{tp.topic}/{tp.partition}: {offset} is said to be durable, a load has {following}"
+            )
 
     def _rises(self, what: str, key: tuple[Any, ...], reached: tuple[int, ...]) -> None:
         before = self._reached.get((what, key))

@@ -76,7 +76,7 @@ class World:
             snapshot_interval_ms=choose([1, 1, 40, 200]),
             roles=choose([("ingest",), ("ingest", "decide")]),
         )
-        counts = {name: partitions for name in ("exposures", "rewards", "state")}
+        counts = dict.fromkeys(("exposures", "rewards", "state"), partitions)
         counts |= {"experiments": 1, "stats": choose([1, 2]), "deadletter": 1}
         counts |= {"results": 1, "signals": 1, "config": 1}
         self.log = Log({f"xp.{name}": count for name, count in counts.items()})
