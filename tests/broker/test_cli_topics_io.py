@@ -308,7 +308,7 @@ def test_signals_are_shown_once_in_the_order_of_time(settings: Settings) -> None
         (b"checkout-canary", signal_record("b", 2)),
         (b"artwork", signal_record("a", 1, experiment="artwork")),
         (b"checkout-canary", signal_record("b", 2)),
-        (b"checkout-canary", signal_record("c", 3)),
+        (b"checkout-canary", signal_record("c", 3, version=2)),
     )
     lines = [json.loads(line) for line in ok(settings, "signals", "--json").splitlines()]
     assert [line["id"] for line in lines] == ["a", "b", "c"]
@@ -327,7 +327,12 @@ def test_following_gives_the_past_and_then_what_comes(embedded: Settings) -> Non
 
     def later() -> None:
         time.sleep(0.5)
-        write(embedded, "signals", (b"k", signal_record("a", 1)), (b"other", signal_record("b", 0)))
+        write(
+            embedded,
+            "signals",
+            (b"k", signal_record("a", 1)),
+            (b"other", signal_record("b", 0, experiment="other")),
+        )
 
     thread = threading.Thread(target=later)
     thread.start()
