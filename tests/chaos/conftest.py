@@ -126,12 +126,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         return
     from chaos.report import PAGE, RESULTS, Results, by_class, encode, table, write_page  # noqa: PLC0415
 
+    failed = config.stash[_FAILED]
     results = Results(
         seed=SEED,
         intensity=INTENSITY,
         kafka=config.stash[_KAFKA],
         date=dt.datetime.now(dt.UTC).date().isoformat(),
-        failed=sorted(set(config.stash[_FAILED])),
+        failed=sorted(set(failed)),
         classes=by_class(found),
     )
     terminalreporter.section("chaos")

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 PAD_BYTES = 8_000
 MIB = 2**20
+MOST_GROWTH_BYTES = 192 * MIB
+"""What fetched and waiting blocks may take: some copies of 4 MiB for each of 8 partitions, whatever the burst."""
 
 
 def members(settings: Settings) -> set[str]:
@@ -76,14 +78,14 @@ def test_a_burst_is_taken_in_at_the_workers_pace(rig: Rig) -> None:
             time.sleep(3)
         rig.settle()
         watch = Watch(rig, worker)
-        units = rig.count(dev=8_000, short=15_000, full=40_000)
+        units = rig.count(dev=24_000, short=24_000, full=48_000)
         traffic.send(units)
         rig.faulted()
         burst_bytes = units * 1.6 * PAD_BYTES
         watch.until_caught_up()
         print(f"burst {burst_bytes / MIB:.0f} MiB, worker grew {watch.grown_bytes / MIB:.0f} MiB")
         assert watch.worst_lag > units / 10
-        assert watch.grown_bytes < burst_bytes * 0.6
+        assert watch.grown_bytes < MOST_GROWTH_BYTES < burst_bytes / 1.5
         watch.assert_same_generation()
         rig.check()
         worker.finish()
