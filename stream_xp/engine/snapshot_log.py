@@ -258,6 +258,8 @@ class SnapshotReader:
         self._whole: list[WholeSnapshot] = []
         self.keys: set[bytes] = set()
         """Every key that the topic has a value of."""
+        self.began: dict[str, int] = {}
+        """By source topic, the first offset that any snapshot counted, whole or not."""
 
     def take(self, key: bytes | None, value: bytes | None) -> None:
         """Take the next record; a null value is a deletion.
@@ -285,6 +287,9 @@ class SnapshotReader:
     def _take_manifest(self, manifest: Manifest | None) -> None:
         if manifest is None or manifest.partition != self._partition:
             return
+        for topic, progress in (("exposures", manifest.exposures), ("rewards", manifest.rewards)):
+            if progress.first_offset is not None:
+                self.began[topic] = min(progress.first_offset, self.began.get(topic, progress.first_offset))
         stem = f"{manifest.partition}/{manifest.writer}".encode()
         there = self._pages.get(stem, {})
         pages: dict[str, list[bytes]] = {name: [] for name in manifest.parts}

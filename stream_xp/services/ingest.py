@@ -163,9 +163,10 @@ class Ingest:
         """Publish and snapshot everything, then let go of all partitions."""
         for task in list(self._tasks.values()):
             async with task.lock:
-                self._advance_quiet(task)
-                await self._publish(task, everything=True)
-                await self._snapshot_if_moved(task)
+                if self._owns(task):
+                    self._advance_quiet(task)
+                    await self._publish(task, everything=True)
+                    await self._snapshot_if_moved(task)
         self.drop()
 
     def drop(self) -> None:
@@ -265,8 +266,12 @@ class Ingest:
         async for batch in _batches(read_all(self._settings, self._settings.topic("state"), [partition])):
             for record in batch:
                 reader.take(record.key, record.value)
-        state = self._newest_state(partition, reader.whole()) or self._empty_state(partition)
-        task = PartitionTask(state, starts=await self._log_starts(partition), left=reader.keys)
+        starts = await self._log_starts(partition)
+        state = self._newest_state(partition, reader.whole())
+        if state is None:
+            self._require_beginning(partition, reader.began, starts)
+            state = self._empty_state(partition)
+        task = PartitionTask(state, starts=starts, left=reader.keys)
         task.snapshot_at, task.snapshot_watermark_ms = task.position(), state.watermark_ms
         log.info("partition loaded", partition=partition, units=state.units, next=task.position())
         return task
@@ -274,6 +279,15 @@ class Ingest:
     async def _log_starts(self, partition: int) -> dict[str, int]:
         starts = await log_starts(self._settings, list(self._topics), partition)
         return {short: starts[name] for name, short in self._topics.items()}
+
+    def _require_beginning(self, partition: int, began: dict[str, int], starts: dict[str, int]) -> None:
+        """StateError if the log no longer has what snapshots that cannot be read had counted."""
+        for topic, first in began.items():
+            if starts[topic] > first:
+                raise StateError(
+                    f"{self._settings.topic(topic)} {partition}: no whole snapshot is left, and the log starts at "
+                    f"{starts[topic]}, but counting began at {first}; records were deleted that must be counted again"
+                )
 
     def _newest_state(self, partition: int, snapshots: list[WholeSnapshot]) -> PartitionState | None:
         registry, lateness_ms = self._experiments.registry, self._settings.allowed_lateness_ms
@@ -347,6 +361,9 @@ class Ingest:
         await self._write_state(task, [snapshot.manifest()])
         task.snapshots.commit(snapshot)
         task.snapshot_at, task.snapshot_watermark_ms = position, watermark_ms
+        if not self._owns(task):
+            # The partition left while this was written. What stands there is true; who owns it now commits.
+            return
         for topic, offset in zip((EXPOSURES, REWARDS), position, strict=True):
             self._source.durable(self._settings.topic(topic), task.state.partition, offset)
         if task.left and task.snapshots.number >= OWN_SNAPSHOTS:

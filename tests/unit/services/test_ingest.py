@@ -365,6 +365,39 @@ def test_a_flush_under_way_writes_nothing_more_of_a_partition_that_left(log: Log
     asyncio.run(scenario())
 
 
+def test_a_snapshot_that_ends_after_its_partition_left_acknowledges_nothing(log: Log) -> None:
+    async def scenario() -> None:
+        parts = Parts(log)
+        await parts.ingest.on_block(exposures(0, 5))
+        send = log.send
+
+        async def send_and_lose(topic: str, **record: Any) -> Awaitable[Any]:
+            if topic == "xp.state":
+                parts.ingest.drop()
+            return await send(topic, **record)
+
+        log.send = send_and_lose  # type: ignore[method-assign]
+        await parts.ingest.flush()
+        assert log.topics["xp.state"]
+        assert parts.source.commits == {}
+
+    asyncio.run(scenario())
+
+
+def test_a_partition_that_left_is_not_written_out_at_the_close(log: Log) -> None:
+    async def scenario() -> None:
+        parts = Parts(log)
+        await parts.ingest.on_block(exposures(0, 5))
+        async with parts.ingest._tasks[0].lock:
+            closing = asyncio.ensure_future(parts.ingest.close())
+            await asyncio.sleep(0)
+            parts.ingest.drop()
+        await closing
+        assert "xp.state" not in log.topics
+
+    asyncio.run(scenario())
+
+
 def test_a_quiet_partition_matures_by_the_clock_also_after_a_restart(log: Log) -> None:
     async def scenario() -> None:
         first = Parts(log, idle_grace_ms=0)
@@ -460,6 +493,23 @@ def test_a_damaged_snapshot_is_passed_over_for_the_one_before(log: Log) -> None:
         second = Parts(log)
         await second.ingest.load([0])
         assert second.state().progress["exposures"].applied_offset == 3
+
+    asyncio.run(scenario())
+
+
+def test_without_a_whole_snapshot_a_log_cut_since_counting_began_is_an_error_of_state(log: Log) -> None:
+    async def scenario() -> None:
+        first = Parts(log)
+        await first.ingest.on_block(exposures(0, 3))
+        await first.ingest.close()
+        pages = [record for record in log.topics["xp.state"] if record.key.count(b"/") == 2]
+        log.topics["xp.state"] = [record for record in log.topics["xp.state"] if record not in pages[:1]]
+        await Parts(log).ingest.load([0])  # from the beginning of the log, which is all there
+        log.starts["xp.exposures"] = 2
+        with pytest.raises(
+            StateError, match=r"xp\.exposures 0: no whole snapshot .* starts at 2.* began at 0"
+        ):
+            await Parts(log).ingest.load([0])
 
     asyncio.run(scenario())
 
