@@ -12,12 +12,14 @@ COMPILE := uv pip compile --quiet --universal --generate-hashes --no-header --no
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 CALIBRATE_ARGS ?=
+CHAOS_ARGS ?=
+FUZZ_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench calibrate lock clean
+.PHONY: help setup demo test lint format bench calibrate chaos chaos-short fuzz audit lock clean
 
 help: ## Show the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## Make .venv with the locked packages and stream-xp in it
 
@@ -60,6 +62,21 @@ bench: $(STAMP) ## Measure ingest (BENCH_ARGS="--events 1000000")
 
 calibrate: $(STAMP) ## Measure the error rate of every method and write docs/calibration.md (CALIBRATE_ARGS="--quick")
 	$(BIN)/stream-xp calibrate $(CALIBRATE_ARGS)
+
+chaos: $(STAMP) ## Inject every fault of docs/guarantees.md on an Apache Kafka; most of an hour (CHAOS_ARGS="-k zombie")
+	$(BIN)/python -m tests.chaos full $(CHAOS_ARGS)
+
+chaos-short: $(STAMP) ## The faults that stand for the others; a few minutes
+	$(BIN)/python -m tests.chaos short $(CHAOS_ARGS)
+
+fuzz: $(STAMP) ## Put a million mutated records through every decoder (FUZZ_ARGS="--seed 2")
+	$(BIN)/python -m tests.fuzz --records 1000000 $(FUZZ_ARGS)
+
+audit: ## Compare the locked packages with the known vulnerabilities (needs the advisory service of the index)
+	$(PYTHON) -m venv .cache/audit
+	.cache/audit/bin/python -m pip install --quiet --disable-pip-version-check "pip-audit>=2.7,<3"
+	.cache/audit/bin/pip-audit --requirement requirements.lock --require-hashes --disable-pip --strict --progress-spinner off
+	.cache/audit/bin/pip-audit --requirement deploy/requirements.lock --require-hashes --disable-pip --strict --progress-spinner off
 
 lock: ## Resolve the dependencies again and write the locks (needs uv)
 	$(COMPILE) --upgrade $(EXTRAS) --output-file requirements.lock pyproject.toml
