@@ -13,8 +13,10 @@ from tests.simulation.cluster.watch import BrokenError
 from tests.simulation.cluster.world import installed
 
 LIMIT = 150
-RARE: dict[str, int] = {"no cover": 1}
+RARE = {"no wait for dead letters": 115, "signals are not read": 121}
 """Found too seldom for every run of the tests: the seed that finds it, from a longer run."""
+SLOW, SLOW_LIMIT = ("no cover", "no latch"), 600
+NAMED = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in sorted(MUTANTS)]
 
 
 @pytest.fixture(autouse=True)
@@ -23,12 +25,13 @@ def cluster() -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("name", sorted(MUTANTS))
+@pytest.mark.parametrize("name", NAMED)
 def test_a_fault_is_found(name: str) -> None:
     first = RARE.get(name, 0)
+    count = 1 if name in RARE else SLOW_LIMIT if name in SLOW else LIMIT
     began_s = time.process_time()
     with active(name):
-        for seed in range(first, first + (1 if name in RARE else LIMIT)):
+        for seed in range(first, first + count):
             try:
                 Schedule(seed).run()
             except BrokenError as error:
