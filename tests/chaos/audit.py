@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import msgspec
-from broker.worker_process import committed, ends, snapshots, statistics
+from broker.worker_process import committed, ends, statistics
 from chaos.traffic import account
 
 from stream_xp.adapters.topic_reader import TopicReader
 from stream_xp.domain.dead_letter import RAW_LIMIT_BYTES, DeadLetter, dead_letter_key
 from stream_xp.domain.decision import Action, ConfigRecord, Result, RolloutStatus, Signal
+from stream_xp.services.oracle.reading import open_reader
 from stream_xp.services.oracle.service import check
 
 if TYPE_CHECKING:
@@ -20,9 +22,12 @@ if TYPE_CHECKING:
     from chaos.traffic import Account, Sent
 
     from stream_xp.domain.statistics import Outcomes, PartitionStatistics
+    from stream_xp.services.oracle.recompute import LoggedRecord
     from stream_xp.settings import Settings
 
 TOPICS: Final = ("exposures", "rewards")
+TAIL_RECORDS: Final = 60
+"""More than all workers write of one partition between the newest manifest and the end of the topic."""
 
 
 def audit(settings: Settings, sent: Iterable[Sent] | None) -> list[str]:
@@ -113,10 +118,41 @@ def _against_sent(accounts: dict[tuple[str, int], Account], sent: list[Sent]) ->
 def against_commits(settings: Settings) -> Iterator[str]:
     """I3: no committed offset is ahead of the newest snapshot."""
     # The commits first: what is committed between the two reads has its snapshot by the second.
-    offsets, durable = committed(settings), snapshots(settings)
+    offsets, durable = committed(settings), durable_offsets(settings)
     for place, offset in sorted(offsets.items()):
-        if offset > (durable.get(place) or 0):
-            yield f"{place}: committed {offset}, the newest snapshot stands at {durable.get(place)}"
+        if offset > (durable[place]):
+            yield f"{place}: committed {offset}, the newest snapshot stands at {durable[place]}"
+
+
+def durable_offsets(settings: Settings) -> dict[tuple[str, int], int]:
+    """Next offset of each partition that the newest manifests on the state topic stand at.
+
+    Only the end of the topic is read: it is what a run writes most of, and the newest manifest is there.
+    """
+    found: dict[tuple[str, int], int] = {}
+    with open_reader(settings) as reader:
+        for partition in range(settings.partitions):
+            begin, end = reader.bounds(settings.topic("state"), partition)
+            first = max(begin, end - TAIL_RECORDS)
+            tail = (
+                reader.read_span(settings.topic("state"), partition, first=first, last=end - 1)
+                if end > begin
+                else []
+            )
+            for topic in TOPICS:
+                found[topic, partition] = max(map(partial(_next_offset, topic), tail), default=0)
+    return found
+
+
+def _next_offset(topic: str, record: LoggedRecord) -> int:
+    """Where a manifest stands, 0 for any other record."""
+    if record.value is None or not record.value.startswith(b"{"):
+        return 0
+    try:
+        applied = msgspec.json.decode(record.value)[topic]["applied_offset"]
+    except (msgspec.MsgspecError, KeyError, TypeError):
+        return 0
+    return 0 if applied is None else int(applied) + 1
 
 
 def _against_dead_letters(settings: Settings, accounts: dict[tuple[str, int], Account]) -> Iterator[str]:

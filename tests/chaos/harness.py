@@ -23,11 +23,10 @@ from broker.worker_process import (
     now_ms,
     prepare,
     quick,
-    snapshots,
     statistics,
     wait_for,
 )
-from chaos.audit import against_commits, audit
+from chaos.audit import against_commits, audit, durable_offsets
 from chaos.report import ClassResult
 from chaos.traffic import Mix, Traffic
 from kafka import KafkaConsumer, TopicPartition
@@ -160,7 +159,7 @@ class Rig:
         self.name = name
         self.intensity = intensity
         self.random = random.Random(f"{seed} {name}")
-        self.settings = quick(node.direct, prefix)
+        self.settings = quick(node.direct, prefix, snapshot_interval_ms=500)
         self.traffics: list[Traffic] = []
         self.faults = 0
         self._lifted: list[tuple[int, Places]] = []
@@ -251,10 +250,9 @@ class Rig:
         """Wait until some snapshots stand in every partition, so that there is something to damage."""
 
         def enough() -> bool:
-            standing = snapshots(self.settings)
-            return len(standing) == 2 * self.settings.partitions and all(standing.values())
+            return all(durable_offsets(self.settings).values())
 
-        wait_for(enough, "every partition has a snapshot", deadline_s=60)
+        wait_for(enough, "every partition has a snapshot", deadline_s=START_DEADLINE_S)
         time.sleep(1)
 
     def findings(self) -> list[str]:

@@ -6,8 +6,9 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
+from broker.worker_process import wait_for
 from chaos.audit import against_commits
-from chaos.harness import STOP_DEADLINE_S
+from chaos.harness import START_DEADLINE_S, STOP_DEADLINE_S
 
 if TYPE_CHECKING:
     from chaos.harness import Process, Rig
@@ -30,12 +31,16 @@ def test_a_rebalance_storm(rig: Rig) -> None:
                 for turn in range(int(lasts_s / EVERY_S)):
                     time.sleep(max(0.0, begun_s + turn * EVERY_S - time.monotonic()))
                     join_or_leave(rig, guests)
+                wait_for(
+                    lambda: len(host.events("partitions assigned")) > 1,
+                    "a guest has had partitions",
+                    deadline_s=START_DEADLINE_S,
+                )
                 rig.note(list(against_commits(rig.settings)))
         finally:
             for guest in guests:
                 guest.__exit__()
         assert not host.ended(), host.log[-3000:]
-        assert len(host.events("partitions assigned")) > 1
         rig.check()
         host.finish()
 
