@@ -33,7 +33,7 @@ from stream_xp.domain.decision import (
     SignalData,
 )
 from stream_xp.domain.experiment import ExperimentRecord
-from stream_xp.domain.fit import check_fit, unknown_epoch
+from stream_xp.domain.fit import check_fit
 from stream_xp.domain.statistics import (
     ExperimentStatistics,
     Outcomes,
@@ -198,11 +198,6 @@ class Decide:
         """Whether a partition's statistics are of this spec; without them the experiment would be another one."""
         if watched.fitting.get(part.partition) is part:
             return True
-        if unknown_epoch(part.statistics, record):
-            # Another worker can know of new weights first.
-            watched.changed = True
-            log.debug("statistics of an unknown weight epoch", experiment=watched.experiment)
-            return False
         try:
             check_fit(part.statistics, record.spec)
         except ValueError as error:

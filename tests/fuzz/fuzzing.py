@@ -398,7 +398,6 @@ class Decisions:
 
     def __init__(self, reports: Reports) -> None:
         self.reports = reports
-        self._runner = asyncio.Runner()
         self._registry = registry()
 
     def read(self, value: bytes) -> object | None:
@@ -411,7 +410,7 @@ class Decisions:
         )
         reported = self.reports.errors
         decide._take([value])
-        self._runner.run(decide.evaluate())
+        asyncio.run(decide.evaluate())
         return decide.experiments if self.reports.errors == reported else None
 
     @property

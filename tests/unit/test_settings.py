@@ -255,8 +255,8 @@ def test_requests_that_prove_a_password_are_not_logged(
 ) -> None:
     # aiokafka and kafka-python log each request whole at DEBUG, and PLAIN sends the password as it is.
     Settings.load(sasl).aiokafka_options()
-    with caplog.at_level(logging.DEBUG):
-        for name in ("aiokafka.conn", "kafka.net.connection"):
+    for name in ("aiokafka.conn", "kafka.net.connection"):
+        with caplog.at_level(logging.DEBUG, logger=name):
             request = f"SaslAuthenticateRequest_v1(sasl_auth_bytes=b'worker\\x00worker\\x00{CANARY}')"
             logging.getLogger(name).debug("Request to %s %d: %s", "kafka-1:9093", 3, request)
             logging.getLogger(name).debug("Request to %s %d: %s", "kafka-1:9093", 4, "MetadataRequest_v1()")
