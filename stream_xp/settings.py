@@ -190,6 +190,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         allowed_lateness_ms: broker append time minus event time beyond which an event is late.
         future_tolerance_ms: event time minus broker append time beyond which an event is rejected.
         max_record_bytes: longest record that is decoded.
+        max_units: units of one experiment version that a partition takes; past it the experiment is invalid.
         activation_delay_ms: append time from which a changed experiment governs, after its own append time.
         idle_grace_ms: how long a quiet partition holds the watermark back.
         session_timeout_ms: how long a silent worker keeps its partitions.
@@ -209,6 +210,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     allowed_lateness_ms: Duration = 60_000
     future_tolerance_ms: Duration = 300_000
     max_record_bytes: Annotated[int, Meta(ge=1_024, le=1_048_576)] = 65_536
+    max_units: Annotated[int, Meta(ge=1, le=1_000_000_000)] = 20_000_000
     activation_delay_ms: Duration = 5_000
     idle_grace_ms: Duration = 2_000
     session_timeout_ms: Annotated[int, Meta(ge=1_000, le=10_000)] = 10_000

@@ -90,6 +90,8 @@ class ExperimentStatistics(msgspec.Struct, frozen=True, kw_only=True):
         crossover_units: units seen in two arms; their contributions are in no row.
         first_exposure_ms: earliest event time of an exposure, None before the first.
         out_of_range: rewards refused by a metric's bound, per metric key.
+        over_limit: exposures refused because a partition had as many units as it takes. If there is one, the
+            units are not those that were exposed, and nothing may ship on them.
     """
 
     units: tuple[ArmUnits, ...] = ()
@@ -100,6 +102,7 @@ class ExperimentStatistics(msgspec.Struct, frozen=True, kw_only=True):
     crossover_units: int = 0
     first_exposure_ms: int | None = None
     out_of_range: dict[str, int] = {}
+    over_limit: int = 0
 
     def canonical(self) -> bytes:
         """The one encoding of these statistics; equality of statistics is equality of these bytes."""
@@ -126,6 +129,7 @@ def merge(parts: Iterable[ExperimentStatistics]) -> ExperimentStatistics:
     products: _Table = {}
     events: _Table = {}
     crossover_units = 0
+    over_limit = 0
     firsts: list[int] = []
     for part in parts:
         for row in part.units:
@@ -140,6 +144,7 @@ def merge(parts: Iterable[ExperimentStatistics]) -> ExperimentStatistics:
             histograms.setdefault(_key(histogram), Counter()).update(dict(histogram.bins))
         out_of_range.update(part.out_of_range)
         crossover_units += part.crossover_units
+        over_limit += part.over_limit
         if part.first_exposure_ms is not None:
             firsts.append(part.first_exposure_ms)
     return build(
@@ -151,6 +156,7 @@ def merge(parts: Iterable[ExperimentStatistics]) -> ExperimentStatistics:
         crossover_units=crossover_units,
         first_exposure_ms=min(firsts, default=None),
         out_of_range=out_of_range,
+        over_limit=over_limit,
     )
 
 
@@ -173,6 +179,7 @@ def build(
     crossover_units: int,
     first_exposure_ms: int | None,
     out_of_range: Mapping[str, int],
+    over_limit: int = 0,
 ) -> ExperimentStatistics:
     """Canonical statistics from tables.
 
@@ -201,6 +208,7 @@ def build(
         crossover_units=crossover_units,
         first_exposure_ms=first_exposure_ms,
         out_of_range={metric: count for metric, count in sorted(out_of_range.items()) if count},
+        over_limit=over_limit,
     )
 
 
@@ -218,6 +226,7 @@ class Outcomes(msgspec.Struct, frozen=True, kw_only=True):
         crossover: an exposure of a unit seen in two arms.
         dead_lettered: malformed, kept on the dead-letter topic with its reason.
         waiting: a reward whose exposure may still come.
+        over_limit: an exposure of a new unit, where the partition had as many of the experiment as it takes.
     """
 
     read: int = msgspec.field(default=0, name="in")
@@ -230,6 +239,7 @@ class Outcomes(msgspec.Struct, frozen=True, kw_only=True):
     crossover: int = 0
     dead_lettered: int = 0
     waiting: int = 0
+    over_limit: int = 0
 
     def conserved(self) -> bool:
         """Whether every record read has exactly one outcome."""
@@ -264,11 +274,13 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
         activation_delay_ms: append time from which a spec governs, after its own append time.
         future_tolerance_ms: event time minus append time over which an event is dead-lettered.
         max_record_bytes: longest record that is decoded.
+        max_units: units of one experiment version that a partition takes; None from workers without a bound.
     """
 
     activation_delay_ms: int
     future_tolerance_ms: int
     max_record_bytes: int
+    max_units: int | None = None
 
 
 class PartitionStatistics(msgspec.Struct, frozen=True, kw_only=True):

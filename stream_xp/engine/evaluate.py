@@ -121,6 +121,7 @@ def _evaluation(
     invalid = [
         *_sample_ratio_faults(ratio),
         *_crossover_faults(arms, statistics.crossover_units),
+        *_limit_faults(statistics),
         *_place_faults(record, statistics),
         *_untestable(metrics),
     ]
@@ -282,6 +283,13 @@ def _crossover_faults(arms: Sequence[ArmResult], crossovers: int) -> list[str]:
     if units == 0:
         faults.append("no data")
     return faults
+
+
+def _limit_faults(statistics: ExperimentStatistics) -> list[str]:
+    """Units that were not taken: those that were are a part, and the experiment does not go on."""
+    if not statistics.over_limit:
+        return []
+    return [f"the most units that a partition takes were reached, {statistics.over_limit} exposures refused"]
 
 
 def _place_faults(record: ExperimentRecord, statistics: ExperimentStatistics) -> list[str]:

@@ -48,8 +48,9 @@ SCALARS = 12
     CROSSOVER,
     DEAD_LETTERED,
     WAITS,
-) = range(10)
-OUTCOMES = 10
+    OVER_LIMIT,
+) = range(11)
+OUTCOMES = 11
 
 AGG_ANY, AGG_COUNT, AGG_SUM, AGG_MAX, AGG_LAST, AGG_FIRST = range(6)
 VALUE_WIDTH = (1, 1, 1, 2, 3, 1)
@@ -169,7 +170,17 @@ REWARD = np.dtype(
     ]
 )
 IDENTITY = np.dtype([("id0", "i8"), ("id1", "i8"), ("ms", "i8")])
-TALLY = np.dtype([("crossover_units", "i8"), ("first_exposure_ms", "i8"), ("dirty", "i8")])
+TALLY = np.dtype(
+    [
+        ("crossover_units", "i8"),
+        ("first_exposure_ms", "i8"),
+        ("dirty", "i8"),
+        ("units", "i8"),
+        ("rows", "i8"),
+        ("over_limit", "i8"),
+        ("last_exposure_ms", "i8"),
+    ]
+)
 
 DTYPES: dict[str, np.dtype[Any]] = {
     "lookup": np.dtype(np.int32),
@@ -201,7 +212,8 @@ class State(NamedTuple):
         exposure_table, reward_table: open addressing, place + 1 of an id; 0 is empty.
         units: units per (slot, epoch, arm, segment cell).
         moments: the words of a cell (CELL_WORDS) per (slot, epoch, metric, arm, segment cell).
-        tallies: per slot. out_of_range: per row of `Layout.metrics`.
+        tallies: per slot; `units` is how many there have been, `rows` how many of them are held, `over_limit` how
+            many exposures were refused because there were too many. out_of_range: per row of `Layout.metrics`.
     """
 
     scalars: Int64
@@ -591,9 +603,17 @@ def _keep_covariate(layout, state, row, covariate):
 
 
 @_compiled
-def _expose(layout, state, cells, slot, u0, u1, arm, epoch, segment, covariate, time_ms, lateness_ms):
+def _expose(
+    layout, state, cells, slot, u0, u1, arm, epoch, segment, covariate, time_ms, lateness_ms, max_units
+):
     at = _find(state, slot, u0, u1)
     row = state.lookup[at] - 1
+    if row < 0 and state.tallies[slot].units >= max_units:
+        state.tallies[slot].over_limit += 1
+        state.tallies[slot].dirty = 1
+        state.exposure_outcomes[OVER_LIMIT] += 1
+        return
+    state.tallies[slot].last_exposure_ms = max(state.tallies[slot].last_exposure_ms, time_ms)
     if time_ms < state.tallies[slot].first_exposure_ms:
         state.tallies[slot].first_exposure_ms = time_ms
         state.tallies[slot].dirty = 1
@@ -602,6 +622,8 @@ def _expose(layout, state, cells, slot, u0, u1, arm, epoch, segment, covariate, 
         _keep_covariate(layout, state, row, covariate)
         _count_unit(layout, state, row, cells, 1)
         _await_maturity(layout, state, row, lateness_ms)
+        state.tallies[slot].units += 1
+        state.tallies[slot].rows += 1
         state.exposure_outcomes[COUNTED] += 1
         return
     if state.rows[row].arm != CROSSED and state.rows[row].arm != arm:
@@ -641,6 +663,7 @@ def fold_exposures(
     segment,
     covariate,
     lateness_ms,
+    max_units,
     cells,
     behind,
 ):
@@ -691,6 +714,7 @@ def fold_exposures(
                 covariate[i],
                 time_ms[i],
                 lateness_ms,
+                max_units,
             )
     return refused
 
@@ -912,6 +936,34 @@ def advance(layout, state, watermark_ms, lateness_ms, cells):
     state.scalars[WATERMARK] = watermark_ms
     _settle_rewards(layout, state, watermark_ms, lateness_ms, cells)
     _mature_units(layout, state, watermark_ms, lateness_ms, cells)
+
+
+# --- rows that nothing can change any more -------------------------------------------------------------------------
+
+
+@_compiled
+def release(layout, state, ended):
+    """Drop the rows of the slots that `ended` says, and move the others together, in the same order.
+
+    The hash table and the queue of what matures are to be built again.
+    """
+    scalars = state.scalars
+    kept = 0
+    words = 0
+    for row in range(scalars[ROWS]):
+        slot = state.rows[row].slot
+        if ended[slot] != 0:
+            state.tallies[slot].rows -= 1
+            continue
+        first = state.rows[row].values
+        state.rows[kept] = state.rows[row]
+        state.rows[kept].values = words
+        for word in range(layout.slots[slot].width):
+            state.values[words + word] = state.values[first + word]
+        words += layout.slots[slot].width
+        kept += 1
+    scalars[ROWS] = kept
+    scalars[VALUES] = words
 
 
 # --- what a snapshot leaves out ------------------------------------------------------------------------------------

@@ -127,6 +127,17 @@ class Slot:
         """Every weight epoch ever known of this version."""
         return max((interval.epochs for interval in self.intervals), key=len)
 
+    @property
+    def ended_ms(self) -> int:
+        """Log time from which this version governs nothing, as far as is known; FOREVER while it is in force."""
+        spans = [span.until_ms for span in self.intervals if span.from_ms < span.until_ms]
+        return max(spans, default=-FOREVER)
+
+    @property
+    def longest_window_ms(self) -> int:
+        """The longest attribution window of its metrics."""
+        return max(metric.window_ms for metric in self.spec.metrics)
+
     def in_force(self, log_ms: int) -> Interval | None:
         """The interval that holds `log_ms`, if this version is in force then."""
         for interval in reversed(self.intervals):
@@ -185,7 +196,8 @@ class Registry:
     def add(self, entries: Iterable[Entry]) -> list[Refused]:
         """Take in entries, each once by offset; those that break a rule are handed back and change nothing.
 
-        A version is immutable but for its weights, and versions only rise: the last good spec stays in force.
+        A version is immutable but for its weights, versions only rise, and one that has ended does not come back:
+        the last good entry stays in force.
         """
         refused = []
         changed = set()
@@ -215,13 +227,12 @@ class Registry:
         known = self._by_version.get((entry.experiment, version))
         if known is not None and known.design_hash != entry.record.design_hash:
             return f"version {version} is frozen: a change of anything but weights needs a new version"
-        before = [
-            e.record.spec.version
-            for e in self._timelines.get(entry.experiment, [])
-            if e.record and e.offset < entry.offset
-        ]
-        if before and version < max(before):
-            return f"version {version} is older than {max(before)}"
+        earlier = [e for e in self._timelines.get(entry.experiment, []) if e.offset < entry.offset]
+        newest = max((e.record.spec.version for e in earlier if e.record), default=0)
+        if version < newest:
+            return f"version {version} is older than {newest}"
+        if entry.active and version == newest and not max(earlier, key=lambda e: e.offset).active:
+            return f"version {version} has ended: to start again needs a new version"
         return None
 
     def slot(self, experiment: str, version: int) -> Slot:

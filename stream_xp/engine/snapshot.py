@@ -25,7 +25,7 @@ from stream_xp.engine import kernels
 from stream_xp.engine.kernels import NEVER
 from stream_xp.engine.layout import epoch_cells, epoch_words, metric_rows
 from stream_xp.engine.registry import Entry, Registry, Slot
-from stream_xp.engine.state import PartitionState
+from stream_xp.engine.state import MAX_UNITS, PartitionState
 from stream_xp.errors import ConfigError, StateError
 
 SCHEMA = 3
@@ -58,6 +58,7 @@ class _Tail(msgspec.Struct, frozen=True, kw_only=True):
 
     partition: int
     allowed_lateness_ms: int
+    max_units: int
     progress: dict[str, Progress]
     behind: dict[str, list[int]]
     epochs: list[tuple[int, int, int, int]]
@@ -75,12 +76,14 @@ def parts_of(state: PartitionState) -> Parts:
     return parts
 
 
-def state_of(parts: Parts, registry: Registry, *, allowed_lateness_ms: int) -> PartitionState:
+def state_of(
+    parts: Parts, registry: Registry, *, allowed_lateness_ms: int, max_units: int = MAX_UNITS
+) -> PartitionState:
     """The state made of the parts, which it takes over; the specs in them are added to `registry`.
 
     Raises:
         StateError: the parts do not fit together.
-        ConfigError: they were made with another allowed lateness.
+        ConfigError: they were made with another allowed lateness, or with another bound of units that shows.
     """
     try:
         head = msgspec.json.decode(parts[HEAD].data, type=_Head)
@@ -95,8 +98,11 @@ def state_of(parts: Parts, registry: Registry, *, allowed_lateness_ms: int) -> P
             f"{tail.allowed_lateness_ms}, the setting is {allowed_lateness_ms}; "
             "statistics of different lateness cannot be mixed: set it back, or start under a new prefix"
         )
+    _check_max_units(tail, held["tallies"], max_units)
     registry.add(head.entries)
-    state = PartitionState(tail.partition, registry, allowed_lateness_ms=allowed_lateness_ms)
+    state = PartitionState(
+        tail.partition, registry, allowed_lateness_ms=allowed_lateness_ms, max_units=max_units
+    )
     _renumber(state, head, held)
     _restore_cells(state, head, tail, held)
     counted = ("scalars", "exposure_outcomes", "reward_outcomes")
@@ -104,6 +110,19 @@ def state_of(parts: Parts, registry: Registry, *, allowed_lateness_ms: int) -> P
     state.progress = tail.progress
     state.behind = tail.behind
     return state
+
+
+def _check_max_units(tail: _Tail, tallies: npt.NDArray[Any], max_units: int) -> None:
+    """The bound may change as long as the state would be the same had it been so from the beginning."""
+    if max_units == tail.max_units:
+        return
+    units, refused = (int(tallies[name].max(initial=0)) for name in ("units", "over_limit"))
+    if refused or units > max_units:
+        raise ConfigError(
+            f"partition {tail.partition}: the snapshot was made with max_units={tail.max_units}, the setting is "
+            f"{max_units}, and an experiment has {units} units{' and had to refuse more' if refused else ''}: "
+            "set it back, or start under a new prefix"
+        )
 
 
 def encode_snapshot(state: PartitionState) -> bytes:
@@ -115,7 +134,9 @@ def encode_snapshot(state: PartitionState) -> bytes:
     return _HEADER.pack(_MAGIC, SCHEMA, len(packed), _digest(packed, SCHEMA)) + packed
 
 
-def decode_snapshot(snapshot: bytes, registry: Registry, *, allowed_lateness_ms: int) -> PartitionState:
+def decode_snapshot(
+    snapshot: bytes, registry: Registry, *, allowed_lateness_ms: int, max_units: int = MAX_UNITS
+) -> PartitionState:
     """The state in a frame; its specs are added to `registry`.
 
     Raises:
@@ -128,7 +149,7 @@ def decode_snapshot(snapshot: bytes, registry: Registry, *, allowed_lateness_ms:
     for name, size in msgspec.json.decode(body[8:at].data, type=dict[str, int]).items():
         parts[name] = body[at : at + size].copy()
         at += size
-    return state_of(parts, registry, allowed_lateness_ms=allowed_lateness_ms)
+    return state_of(parts, registry, allowed_lateness_ms=allowed_lateness_ms, max_units=max_units)
 
 
 def another_schema(schema: int) -> ConfigError:
@@ -184,6 +205,7 @@ def _tail(state: PartitionState) -> bytes:
         _Tail(
             partition=state.partition,
             allowed_lateness_ms=state.allowed_lateness_ms,
+            max_units=state.max_units,
             progress=state.progress,
             behind=state.behind,
             epochs=[(*key, base, state.pools.moments[key]) for key, base in state.pools.units.items()],

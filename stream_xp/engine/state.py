@@ -25,6 +25,10 @@ from stream_xp.errors import StateError
 EXPOSURES = "exposures"
 REWARDS = "rewards"
 
+MAX_UNITS = 20_000_000
+"""Units of one experiment version that a partition holds, if nothing else is said."""
+RELEASE_SHARE = 8
+"""Rows that nothing can change are released once they are one in so many: to move the others takes time."""
 BEHIND_LIMIT = 10_000
 """Offsets listed in behind_watermark; more means that clocks disagree grossly, and the partition stops."""
 
@@ -41,12 +45,16 @@ class PartitionState:
         partition: the source partition.
         registry: specs in force; shared, may grow between calls.
         allowed_lateness_ms: broker append time minus event time above which a record is late.
+        max_units: units of one experiment version that are taken; exposures of further ones are refused.
     """
 
-    def __init__(self, partition: int, registry: Registry, *, allowed_lateness_ms: int) -> None:
+    def __init__(
+        self, partition: int, registry: Registry, *, allowed_lateness_ms: int, max_units: int = MAX_UNITS
+    ) -> None:
         self.partition = partition
         self.registry = registry
         self.allowed_lateness_ms = allowed_lateness_ms
+        self.max_units = max_units
         self.progress = {EXPOSURES: Progress(), REWARDS: Progress()}
         self.behind: dict[str, list[int]] = {EXPOSURES: [], REWARDS: []}
         self.pools = Pools()
@@ -87,6 +95,7 @@ class PartitionState:
             columns.segment,
             columns.covariate,
             self.allowed_lateness_ms,
+            self.max_units,
             self._cells,
             behind,
         )
@@ -150,7 +159,7 @@ class PartitionState:
 
     @property
     def units(self) -> int:
-        """(unit, experiment version) pairs held."""
+        """(unit, experiment version) pairs held; those of ended versions are given up in time."""
         return self._scalar(kernels.ROWS)
 
     def outcomes(self, topic: str) -> Outcomes:
@@ -176,6 +185,7 @@ class PartitionState:
             crossover_units=int(self.arrays["tallies"]["crossover_units"][slot.index]),
             first_exposure_ms=None if first_ms == FOREVER else first_ms,
             out_of_range=dict(zip([metric.key for metric in slot.spec.metrics], refused, strict=True)),
+            over_limit=int(self.arrays["tallies"]["over_limit"][slot.index]),
         )
 
     def record(self, slot: Slot) -> PartitionStatistics:
@@ -253,6 +263,39 @@ class PartitionState:
         log_ms = min(self._scalar(kernels.LOG_EXPOSURES), self._scalar(kernels.LOG_REWARDS))
         if log_ms > NEVER:
             self.advance(log_ms)
+            self._release(log_ms)
+
+    def _release(self, log_ms: int) -> None:
+        """Give up the rows of versions that have ended, once nothing admissible can change them.
+
+        From the log time of its end on no exposure and no reward is governed by a version, and a version that has
+        ended does not come back. What was governed by it and can still be attributed waits until the watermark
+        has passed the last window by the lateness, and no longer.
+        """
+        tallies = self.arrays["tallies"]
+        over = [
+            slot.index
+            for slot in self._ended()
+            if tallies["rows"][slot.index]
+            and slot.ended_ms <= log_ms
+            and tallies["last_exposure_ms"][slot.index] + slot.longest_window_ms + self.allowed_lateness_ms
+            <= self._scalar(kernels.WATERMARK)
+        ]
+        if int(tallies["rows"][over].sum()) * RELEASE_SHARE < max(1, self.units):
+            return
+        ended = np.zeros(len(tallies), np.int64)
+        ended[over] = 1
+        kernels.release(self._layout, self._state(), ended)
+        self._enter_rows(len(self.arrays["lookup"]))
+        kernels.await_maturity(self._layout, self._state(), self.allowed_lateness_ms)
+
+    def _ended(self) -> list[Slot]:
+        """The versions whose end is known."""
+        ended: list[Slot] | None = self.registry.memo.get("ended")
+        if ended is None:
+            ended = [slot for slot in self.registry.slots if slot.ended_ms < FOREVER]
+            self.registry.memo["ended"] = ended
+        return ended
 
     def _check_fault(self) -> None:
         if self._scalar(kernels.FAULT):
@@ -362,6 +405,7 @@ def _empty(name: str, size: int) -> npt.NDArray[Any]:
     array = np.zeros(size, kernels.DTYPES.get(name, np.dtype(np.int64)))
     if name == "tallies":
         array["first_exposure_ms"] = FOREVER
+        array["last_exposure_ms"] = NEVER
     return array
 
 

@@ -366,6 +366,7 @@ def _check_numbers(record: PartitionStatistics) -> None:
     )
     _check_range(
         statistics.crossover_units,
+        statistics.over_limit,
         *(number for row in statistics.units for number in (row.epoch, row.units)),
         *(number for row in statistics.moments for number in (row.epoch, row.n)),
         *(number for row in statistics.events for number in (row.epoch, row.events)),

@@ -122,6 +122,7 @@ class Ingest:
             activation_delay_ms=settings.activation_delay_ms,
             future_tolerance_ms=settings.future_tolerance_ms,
             max_record_bytes=settings.max_record_bytes,
+            max_units=settings.max_units,
         )
         self._topics = {settings.topic(EXPOSURES): EXPOSURES, settings.topic(REWARDS): REWARDS}
         self.records = 0
@@ -290,10 +291,15 @@ class Ingest:
                 )
 
     def _newest_state(self, partition: int, snapshots: list[WholeSnapshot]) -> PartitionState | None:
-        registry, lateness_ms = self._experiments.registry, self._settings.allowed_lateness_ms
+        settings = self._settings
         for snapshot in snapshots:
             try:
-                return state_of(snapshot.parts(), registry, allowed_lateness_ms=lateness_ms)
+                return state_of(
+                    snapshot.parts(),
+                    self._experiments.registry,
+                    allowed_lateness_ms=settings.allowed_lateness_ms,
+                    max_units=settings.max_units,
+                )
             except StateError as error:
                 log.error(
                     "snapshot passed over",
@@ -305,7 +311,10 @@ class Ingest:
 
     def _empty_state(self, partition: int) -> PartitionState:
         return PartitionState(
-            partition, self._experiments.registry, allowed_lateness_ms=self._settings.allowed_lateness_ms
+            partition,
+            self._experiments.registry,
+            allowed_lateness_ms=self._settings.allowed_lateness_ms,
+            max_units=self._settings.max_units,
         )
 
     # --- publishing -------------------------------------------------------------------------------------

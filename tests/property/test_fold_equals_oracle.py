@@ -18,7 +18,7 @@ from stream_xp.engine.columns import Block, exposure_columns, reward_columns
 from stream_xp.engine.registry import Entry, Registry
 from stream_xp.engine.snapshot import decode_snapshot, encode_snapshot, state_of
 from stream_xp.engine.snapshot_log import SnapshotReader, SnapshotWriter
-from stream_xp.engine.state import EXPOSURES, REWARDS, PartitionState
+from stream_xp.engine.state import EXPOSURES, MAX_UNITS, REWARDS, PartitionState
 from stream_xp.services.oracle.recompute import LoggedRecord, LoggedSpec, recompute
 
 LATENESS_MS = 50
@@ -257,9 +257,9 @@ def _fold(state, topic, log, start, size):
     return block.next_offset, letters
 
 
-def fold_all(exposure_log, reward_log, history, schedule, *, clock_ms=None):
+def fold_all(exposure_log, reward_log, history, schedule, *, clock_ms=None, max_units=MAX_UNITS):
     """Fold both logs in the interleaving and batching of `schedule`, through a snapshot wherever it says so."""
-    state = PartitionState(0, _registry(history), allowed_lateness_ms=LATENESS_MS)
+    state = PartitionState(0, _registry(history), allowed_lateness_ms=LATENESS_MS, max_units=max_units)
     logs = {EXPOSURES: exposure_log, REWARDS: reward_log}
     at = {EXPOSURES: 0, REWARDS: 0}
     letters = []
@@ -269,7 +269,9 @@ def fold_all(exposure_log, reward_log, history, schedule, *, clock_ms=None):
             at[topic], refused = _fold(state, topic, logs[topic], at[topic], size)
             letters += refused
         if crash:
-            state = decode_snapshot(encode_snapshot(state), Registry(), allowed_lateness_ms=LATENESS_MS)
+            state = decode_snapshot(
+                encode_snapshot(state), Registry(), allowed_lateness_ms=LATENESS_MS, max_units=max_units
+            )
             if clock_ms is not None:
                 state.advance(clock_ms)
     return state, letters
@@ -286,6 +288,7 @@ def oracle_of(exposure_log, reward_log, history, state):
         activation_delay_ms=DELAY_MS,
         limits=LIMITS,
         behind_watermark=state.behind,
+        max_units=state.max_units,
     )
 
 
@@ -300,12 +303,16 @@ def assert_equal(state, found):
     assert state.outcomes(REWARDS).conserved()
 
 
-def dense_traffic(seed):
-    """Traffic in which everything happens often: much more of it than hypothesis draws by itself."""
+def dense_traffic(seed, *, history=None):
+    """Traffic in which everything happens often: much more of it than hypothesis draws by itself.
+
+    With a history of its own it spans the most time.
+    """
     rng = random.Random(seed)
     span_ms = rng.choice([60, 160, 400])
     ids = rng.choice([20, 400])
-    history = rng.choice(HISTORIES[:2] * 2 + HISTORIES[2:6])
+    drawn = rng.choice(HISTORIES[:2] * 2 + HISTORIES[2:6])
+    history, span_ms = (drawn, span_ms) if history is None else (history, 400)
     crossing = rng.choice([0.05, 0.3, 1.0])
     experiments = [experiment for _, experiment, _ in history] * 5 + ["nobody"]
     rewarded = ["click", "order", "order", "order", "wait", "wait", "visit", "nothing"]
@@ -379,6 +386,8 @@ def test_dense_traffic_has_every_outcome():
             for field in totals:
                 totals[field] += getattr(state.outcomes(topic), field)
         mature += sum(row.n for slot in state.registry.slots for row in state.statistics(slot).moments)
+    # No traffic is as many units as a partition takes.
+    assert totals.pop("over_limit") == 0
     assert min(totals.values()) > 50, totals
     assert mature > 1000
 
@@ -522,3 +531,57 @@ def test_any_crash_and_any_snapshot_equal_the_uninterrupted_fold(batch):
         for name in (EXPOSURES, REWARDS):
             assert last.state.outcomes(name) == whole.outcomes(name)
     assert min(found["crash"], found["zombie"], found["resumed"], found["from 1"]) > 10, found
+
+
+@pytest.mark.parametrize("batch", range(4))
+def test_a_bound_of_units_equals_oracle(batch):
+    """Which units are taken follows from the exposures alone; batching, crashes and rewards have no part in it."""
+    refused = 0
+    for seed in range(batch * 50, batch * 50 + 50):
+        exposure_log, reward_log, history, schedule, clock_ms = dense_traffic(seed)
+        most = 1 + seed % 7
+        state, _ = fold_all(exposure_log, reward_log, history, schedule, clock_ms=clock_ms, max_units=most)
+        assert_equal(state, oracle_of(exposure_log, reward_log, history, state))
+        found = [state.statistics(slot) for slot in state.registry.slots]
+        assert sum(one.over_limit for one in found) == state.outcomes(EXPOSURES).over_limit
+        assert int(state.arrays["tallies"]["units"].max(initial=0)) <= most
+        refused += state.outcomes(EXPOSURES).over_limit
+    assert refused > 200
+
+
+ENDINGS = [
+    [
+        (900, "plain", _record(PLAIN_ONE)),
+        (900, "kinds", _record(ALL_KINDS)),
+        (1060, "plain", _record(PLAIN_ONE, status=Status.ARCHIVED)),
+        # It has ended: this one is refused, and so is the one after.
+        (1080, "plain", _record(PLAIN_ONE)),
+        (1090, "kinds", None),
+        (1120, "kinds", _record(ALL_KINDS, epochs=2)),
+        (1150, "plain", _record(_spec("plain", 2, PLAIN))),
+    ],
+    [
+        (900, "one", _record(ONE)),
+        (900, "once", _record(ONLY_ONCE)),
+        (1050, "one", _record(TWO)),
+        (1070, "once", None),
+        (1100, "one", None),
+        (1150, "once", _record(_spec("once", 2, ONCE))),
+    ],
+]
+
+
+@pytest.mark.parametrize("batch", range(4))
+def test_rows_of_ended_versions_are_given_up_and_nothing_shows(batch):
+    released = 0
+    for seed in range(batch * 40, batch * 40 + 40):
+        traffic = dense_traffic(seed, history=ENDINGS[seed % len(ENDINGS)])
+        exposure_log, reward_log, history, schedule, clock_ms = traffic
+        state, letters = fold_all(exposure_log, reward_log, history, schedule, clock_ms=clock_ms)
+        found = oracle_of(exposure_log, reward_log, history, state)
+        assert_equal(state, found)
+        assert {(letter.topic, letter.offset): letter.reason for letter in letters} == found.dead_letters
+        tallies = state.arrays["tallies"]
+        assert state.units == tallies["rows"].sum()
+        released += int((tallies["units"] - tallies["rows"]).sum())
+    assert released > 150

@@ -31,6 +31,7 @@ def statistics(draw: st.DrawFn) -> ExperimentStatistics:
         crossover_units=draw(COUNTS),
         first_exposure_ms=draw(st.none() | st.integers(0, 2**40)),
         out_of_range=draw(st.dictionaries(st.sampled_from(["spend", "wait"]), COUNTS, max_size=2)),
+        over_limit=draw(COUNTS),
     )
 
 
@@ -74,4 +75,5 @@ def test_rows_are_sorted_and_rows_of_zeros_are_left_out() -> None:
         "crossover_units": 0,
         "first_exposure_ms": None,
         "out_of_range": {"r": 1},
+        "over_limit": 0,
     }

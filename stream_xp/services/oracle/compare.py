@@ -47,7 +47,7 @@ def _mismatches(engine: ExperimentStatistics, oracle: ExperimentStatistics) -> I
     for table in ("moments", "products", "events"):
         yield from _cell_mismatches(table, getattr(engine, table), getattr(oracle, table))
     yield from _histogram_mismatches(engine, oracle)
-    for name in ("crossover_units", "first_exposure_ms"):
+    for name in ("crossover_units", "over_limit", "first_exposure_ms"):
         theirs, own = getattr(engine, name), getattr(oracle, name)
         if theirs != own:
             yield Mismatch(name, str(theirs), str(own))

@@ -21,9 +21,11 @@ from stream_xp.services.oracle.recompute import (
     Screened,
     Screening,
     VersionKey,
+    bounded,
     members_of,
     statistics_of,
     streams,
+    version_of,
 )
 
 if TYPE_CHECKING:
@@ -117,6 +119,7 @@ def cells(statistics: ExperimentStatistics) -> Cells:
         found |= {("histograms", *_key(histogram)[:4], at): count for at, count in histogram.bins}
     found |= {("out_of_range", metric): count for metric, count in statistics.out_of_range.items()}
     found["crossover_units",] = statistics.crossover_units
+    found["over_limit",] = statistics.over_limit
     return {key: number for key, number in found.items() if number}
 
 
@@ -165,16 +168,18 @@ def _until(screened: Screened[Any], last: int | None) -> Screened[Any]:
         screened.reasons,
         [one for one in screened.admitted if one.offset <= last],
         [one for one in screened.refused if one.offset <= last],
+        [one for one in screened.over if one.offset <= last],
     )
 
 
 class _Unit(NamedTuple):
-    """The records of one unit that take part, and those that were refused."""
+    """The records of one unit that take part, and those that were refused, or kept out by the bound of units."""
 
     exposures: tuple[Admitted[Exposure], ...]
     rewards: tuple[Admitted[Reward], ...]
     refused_exposures: tuple[Admitted[Exposure], ...] = ()
     refused_rewards: tuple[Admitted[Reward], ...] = ()
+    over: tuple[Admitted[Exposure], ...] = ()
 
 
 class Search:
@@ -186,12 +191,15 @@ class Search:
         self._experiment = case.version[0]
         metrics = case.screening.timeline.designs[case.version].metrics
         self._metrics = {metric.key: {one.fields.listens_to for one in streams(metric)} for metric in metrics}
-        self._wanted = minus(cells(case.published), cells(statistics_of(self._cut, case.version)))
+        own = statistics_of(self._cut, case.version)
+        self._wanted = minus(cells(case.published), cells(own))
+        self._at_bound = bool(case.published.over_limit or own.over_limit)
 
     def suspects(self, *, first: Collection[str] = ()) -> tuple[list[Suspect], bool]:
         """Return every single record that fits the numbers, and whether all were tried.
 
-        `first` are units to begin with.
+        `first` are units to begin with. Where the bound of units was reached, a lost exposure lets another unit in:
+        that is not tried, as it does not show on one unit alone.
         """
         units = _by_unit(self._cut, self._case.version)
         order = [unit for unit in first if unit in units]
@@ -209,13 +217,13 @@ class Search:
                     found.append(suspect)
             if trials >= MAX_TRIALS:
                 return found, False
-        return found, True
+        return found, not self._at_bound
 
     def confirmed(self, suspect: Suspect) -> bool:
         """Whether the published statistics are, byte for byte, those with this one change."""
         seen, heard = self._cut.seen, self._cut.heard
         if suspect.topic == EXPOSURES:
-            seen = _changed(seen, suspect)
+            seen = bounded(_changed(seen, suspect), self._cut.timeline, self._cut.max_units)
         else:
             heard = _changed(heard, suspect)
         return self._case.fits(self._cut._replace(seen=seen, heard=heard))
@@ -240,7 +248,8 @@ class Search:
 
     def _cells(self, unit: _Unit) -> Cells:
         alone = self._cut._replace(
-            seen=Screened(admitted=list(unit.exposures)), heard=Screened(admitted=list(unit.rewards))
+            seen=Screened(admitted=list(unit.exposures), over=list(unit.over)),
+            heard=Screened(admitted=list(unit.rewards)),
         )
         return cells(statistics_of(alone, self._case.version))
 
@@ -271,7 +280,15 @@ class Search:
             for at, one in enumerate(unit.exposures):
                 rest = unit.exposures[:at] + unit.exposures[at + 1 :]
                 yield self._suspect(Effect.LOST, EXPOSURES, one), unit._replace(exposures=rest)
+        if ("over_limit",) in self._wanted:
+            for at, one in enumerate(unit.over):
+                rest = unit.over[:at] + unit.over[at + 1 :]
+                yield self._suspect(Effect.LOST, EXPOSURES, one), unit._replace(over=rest)
+                yield self._suspect(Effect.DOUBLED, EXPOSURES, one), unit._replace(over=(*unit.over, one))
         for one in unit.refused_exposures:
+            if unit.over:
+                yield self._suspect(Effect.LET_IN, EXPOSURES, one), unit._replace(over=(*unit.over, one))
+                continue
             more = tuple(sorted((*unit.exposures, one), key=lambda exposure: exposure.offset))
             yield self._suspect(Effect.LET_IN, EXPOSURES, one), unit._replace(exposures=more)
 
@@ -317,8 +334,9 @@ class _Walk:
         self._at = {EXPOSURES: case.end.exposures, REWARDS: case.end.rewards}
         self._steps = [one for topic in topics for one in self._beyond(topic)]
         self._steps.sort(key=lambda one: (one[0], one[1], one[2]), reverse=step < 0)
-        self._units: dict[str, tuple[list[Admitted[Any]], list[Admitted[Any]]]] = {
-            unit: (list(held.exposures), list(held.rewards))
+        self._over = {one.offset for one in case.screening.seen.over}
+        self._units: dict[str, tuple[list[Admitted[Any]], ...]] = {
+            unit: (list(held.exposures), list(held.rewards), list(held.over))
             for unit, held in _by_unit(cut, case.version).items()
         }
 
@@ -327,7 +345,7 @@ class _Walk:
         screened: Screened[Any] = screening.seen if topic == EXPOSURES else screening.heard
         last = -1 if self._at[topic] is None else self._at[topic]
         assert last is not None  # noqa: S101 (for mypy)
-        for one in screened.admitted:
+        for one in (*screened.admitted, *screened.over):
             if (one.offset > last) == (self._step > 0) and _is_of(screening, one, topic, self._case.version):
                 yield one.log_ms, topic, one.offset, one
 
@@ -336,19 +354,23 @@ class _Walk:
         known: dict[str, Cells] = {}
         for _, topic, offset, one in self._steps[:MAX_CUTS]:
             unit = one.event.unit
-            held = self._units.setdefault(unit, ([], []))
-            before = known[unit] if unit in known else cells_of(_Unit(tuple(held[0]), tuple(held[1])))
-            logs = held[0 if topic == EXPOSURES else 1]
+            held = self._units.setdefault(unit, ([], [], []))
+            before = known[unit] if unit in known else cells_of(_held(held))
+            logs = held[1 if topic == REWARDS else 2 if offset in self._over else 0]
             if self._step < 0:
                 logs.remove(one)
             else:
                 logs.append(one)
-            known[unit] = after = cells_of(_Unit(tuple(held[0]), tuple(held[1])))
+            known[unit] = after = cells_of(_held(held))
             wanted = minus(wanted, minus(after, before))
             self._at[topic] = offset if self._step > 0 else (offset - 1 if offset > 0 else None)
             if not wanted:
                 return Cut(exposures=self._at[EXPOSURES], rewards=self._at[REWARDS])
         return None
+
+
+def _held(held: tuple[list[Admitted[Any]], ...]) -> _Unit:
+    return _Unit(tuple(held[0]), tuple(held[1]), over=tuple(held[2]))
 
 
 def _is_of(screening: Screening, one: Admitted[Any], topic: str, version: VersionKey) -> bool:
@@ -358,17 +380,18 @@ def _is_of(screening: Screening, one: Admitted[Any], topic: str, version: Versio
         )
     if one.event.experiment != version[0]:
         return False
-    return screening.timeline.record(version[0], one.log_ms).spec.version == version[1]
+    return version_of(one, screening.timeline) == version
 
 
 def _by_unit(screening: Screening, version: VersionKey) -> dict[str, _Unit]:
     """Return the records of each unit that belong to an experiment version."""
-    found: dict[str, list[list[Admitted[Any]]]] = defaultdict(lambda: [[], [], [], []])
+    found: dict[str, list[list[Admitted[Any]]]] = defaultdict(lambda: [[], [], [], [], []])
     logs = (
         (EXPOSURES, screening.seen.admitted),
         (REWARDS, screening.heard.admitted),
         (EXPOSURES, screening.seen.refused),
         (REWARDS, screening.heard.refused),
+        (EXPOSURES, screening.seen.over),
     )
     for place, (topic, records) in enumerate(logs):
         for one in cast("Sequence[Admitted[Any]]", records):
@@ -378,12 +401,11 @@ def _by_unit(screening: Screening, version: VersionKey) -> dict[str, _Unit]:
 
 
 def _changed(screened: Screened[Any], suspect: Suspect) -> Screened[Any]:
-    every = {one.offset: one for one in (*screened.admitted, *screened.refused)}
+    every = {one.offset: one for one in (*screened.admitted, *screened.refused, *screened.over)}
     one = every[suspect.offset]
-    admitted = [other for other in screened.admitted if other.offset != one.offset]
-    if suspect.effect is not Effect.LOST:
-        copies = 2 if suspect.effect is Effect.DOUBLED else 1
-        admitted = sorted([*admitted, *[one] * copies], key=lambda other: other.offset)
+    admitted = [other for other in (*screened.admitted, *screened.over) if other.offset != one.offset]
+    copies = {Effect.LOST: 0, Effect.LET_IN: 1, Effect.DOUBLED: 2}[suspect.effect]
+    admitted = sorted([*admitted, *[one] * copies], key=lambda other: other.offset)
     return Screened(screened.fates, screened.reasons, admitted, screened.refused)
 
 
@@ -421,7 +443,7 @@ def _units_after(case: Case, since: Cut | None) -> dict[str, None]:
     return {
         one.event.unit: None
         for screened, last in logs
-        for one in (*screened.admitted, *screened.refused)
+        for one in (*screened.admitted, *screened.refused, *screened.over)
         if last is None or one.offset > last
     }
 
@@ -429,6 +451,9 @@ def _units_after(case: Case, since: Cut | None) -> dict[str, None]:
 def contributors(case: Case, mismatch: Mismatch, *, since: Cut | None = None) -> Contributors:
     """Return the records that take part in the value that differs, those after `since` if that is given."""
     cut = case.cut(case.end)
+    if mismatch.what == "over_limit":
+        over = [one.offset for one in cut.seen.over if _is_of(cut, one, EXPOSURES, case.version)]
+        return _listed(over, (), since)
     units, hits = members_of(cut, case.version)
     inside = {
         name

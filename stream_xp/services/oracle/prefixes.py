@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+import msgspec
+
 from stream_xp.domain.codec import Limits
 from stream_xp.domain.statistics import PartitionStatistics, Progress, Rules
 from stream_xp.services.oracle.explain import Cut
@@ -55,7 +57,13 @@ def rules_of(settings: Settings) -> Rules:
         activation_delay_ms=settings.activation_delay_ms,
         future_tolerance_ms=settings.future_tolerance_ms,
         max_record_bytes=settings.max_record_bytes,
+        max_units=settings.max_units,
     )
+
+
+def unsaid_rules(settings: Settings) -> Rules:
+    """Return the rules to assume of a worker that names none: no worker had a bound of units before it said so."""
+    return msgspec.structs.replace(rules_of(settings), max_units=None)
 
 
 def prefix_of(record: PartitionStatistics, fallback: Rules) -> Prefix:
@@ -142,6 +150,7 @@ def screened(prefix: Prefix, logs: Logs, experiments: Sequence[LoggedSpec]) -> S
         activation_delay_ms=rules.activation_delay_ms,
         limits=Limits(record_bytes=rules.max_record_bytes, future_ms=rules.future_tolerance_ms),
         behind_watermark=dict(prefix.behind_watermark),
+        max_units=rules.max_units,
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Generic, NamedTuple, TypeAlias, TypeVar
@@ -75,6 +75,7 @@ class Fate(StrEnum):
     CROSSOVER = "crossover"
     DEAD_LETTERED = "dead_lettered"
     WAITING = "waiting"
+    OVER_LIMIT = "over_limit"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +110,7 @@ def recompute(
     activation_delay_ms: int,
     limits: Limits,
     behind_watermark: Mapping[str, Collection[int]],
+    max_units: int | None = None,
 ) -> Recomputed:
     """Compute what docs/semantics.md defines for a prefix of one source partition.
 
@@ -116,7 +118,7 @@ def recompute(
     ``xp.experiments`` in the order of its log. `watermark_ms` is the watermark that the statistics are taken
     at, None before the first record. `behind_watermark` holds, under `EXPOSURES` and `REWARDS`, the offsets
     refused only because the clock had moved the watermark on; one is believed where `watermark_ms` bears it
-    out.
+    out. `max_units` is the bound of units per experiment version, None where there was none.
     """
     return conclude(
         screen(
@@ -128,6 +130,7 @@ def recompute(
             activation_delay_ms=activation_delay_ms,
             limits=limits,
             behind_watermark=behind_watermark,
+            max_units=max_units,
         ),
         partition=partition,
     )
@@ -143,8 +146,9 @@ def screen(
     activation_delay_ms: int,
     limits: Limits,
     behind_watermark: Mapping[str, Collection[int]],
+    max_units: int | None = None,
 ) -> Screening:
-    """Take a prefix through steps 1 to 4; the arguments are those of `recompute`."""
+    """Take a prefix through steps 1 to 4 and past the bound of units; the arguments are those of `recompute`."""
     timeline = Timeline(experiments, activation_delay_ms)
     rules = Lateness(allowed_lateness_ms, watermark_ms)
     seen = _screen(
@@ -159,7 +163,7 @@ def screen(
         rules,
         frozenset(behind_watermark.get(REWARDS, ())),
     )
-    return Screening(timeline, rules, seen, heard)
+    return Screening(timeline, rules, bounded(seen, timeline, max_units), heard, max_units)
 
 
 def conclude(screening: Screening, *, partition: int) -> Recomputed:
@@ -168,10 +172,13 @@ def conclude(screening: Screening, *, partition: int) -> Recomputed:
     seen, heard = screening.seen.copy(), screening.heard.copy()
     populations = _populations(seen, timeline)
     hits = _attribute(heard, populations, timeline, rules)
+    over = _over_limit(screening)
     return Recomputed(
         partition=partition,
         statistics={
-            version: _statistics(spec, populations.get(version, {}), hits.get(version, {}), rules)
+            version: _statistics(
+                spec, populations.get(version, {}), hits.get(version, {}), rules, over_limit=over[version]
+            )
             for version, spec in timeline.designs.items()
         },
         exposure_outcomes=_outcomes(seen.fates),
@@ -195,7 +202,8 @@ def members_of(screening: Screening, version: VersionKey) -> tuple[Mapping[str, 
 def statistics_of(screening: Screening, version: VersionKey) -> ExperimentStatistics:
     """Return the statistics of one experiment version alone; changes nothing in `screening`."""
     units, hits = members_of(screening, version)
-    return _statistics(screening.timeline.designs[version], units, hits, screening.rules)
+    over = _over_limit(screening)[version]
+    return _statistics(screening.timeline.designs[version], units, hits, screening.rules, over_limit=over)
 
 
 # Terms: log time, spec in force, lateness
@@ -266,12 +274,17 @@ class Timeline:
     def __init__(self, experiments: Sequence[LoggedSpec], activation_delay_ms: int) -> None:
         changes: list[tuple[int, str, ExperimentRecord | None]] = []
         newest: dict[int, int] = {}
+        self._over: set[str] = set()
         self.designs: dict[VersionKey, ExperimentSpec] = {}
         for logged in experiments:
             log_ms = max(logged.timestamp_ms, newest.get(logged.partition, logged.timestamp_ms))
             newest[logged.partition] = log_ms
             if logged.record is not None and self._refuses(logged.experiment, logged.record):
                 continue
+            if logged.record is None or logged.record.status is Status.ARCHIVED:
+                self._over.add(logged.experiment)
+            else:
+                self._over.discard(logged.experiment)
             changes.append((log_ms + activation_delay_ms, logged.experiment, logged.record))
             if logged.record is not None:
                 self.designs.setdefault((logged.experiment, logged.record.spec.version), logged.record.spec)
@@ -280,11 +293,13 @@ class Timeline:
         self._eras: dict[int, _Era] = {}
 
     def _refuses(self, experiment: str, record: ExperimentRecord) -> bool:
-        """Whether a record breaks a rule, changes a known version's design, or goes back to an older one."""
+        """Whether a record breaks a rule, changes a known design, or goes back to an older or ended version."""
         spec = record.spec
         if record_rules(record, experiment):
             return True
         known = {version: design for (key, version), design in self.designs.items() if key == experiment}
+        if experiment in self._over and record.status is Status.ACTIVE and spec.version in known:
+            return True
         if spec.version in known:
             return known[spec.version].design_hash() != record.design_hash or spec.version < max(known)
         return spec.version < max(known, default=0)
@@ -343,6 +358,7 @@ class Screened(Generic[Event]):
 
     Attributes:
         refused: what was decoded and routed, and is late or a duplicate.
+        over: exposures that came past step 4, of units that the bound keeps out.
 
     """
 
@@ -350,19 +366,21 @@ class Screened(Generic[Event]):
     reasons: dict[int, Reason] = field(default_factory=dict)
     admitted: list[Admitted[Event]] = field(default_factory=list)
     refused: list[Admitted[Event]] = field(default_factory=list)
+    over: list[Admitted[Event]] = field(default_factory=list)
 
     def copy(self) -> Screened[Event]:
         """Return the same with fates that can be added to; the records are shared."""
-        return Screened(dict(self.fates), self.reasons, self.admitted, self.refused)
+        return Screened(dict(self.fates), self.reasons, self.admitted, self.refused, self.over)
 
 
 class Screening(NamedTuple):
-    """Both topics of a prefix after steps 1 to 4, and what the rest follows from."""
+    """Both topics of a prefix after steps 1 to 4 and the bound of units, and what the rest follows from."""
 
     timeline: Timeline
     rules: Lateness
     seen: Screened[Exposure]
     heard: Screened[Reward]
+    max_units: int | None = None
 
 
 def _screen(
@@ -448,12 +466,39 @@ class Unit(NamedTuple):
     crossover: bool
 
 
+def bounded(seen: Screened[Exposure], timeline: Timeline, max_units: int | None) -> Screened[Exposure]:
+    """Return the same with the exposures apart of units that came when their version had `max_units` of them.
+
+    Which these are follows from the records before them alone, so it may be done before a prefix is cut shorter.
+    """
+    held: dict[VersionKey, set[str]] = defaultdict(set)
+    taken, over = [], []
+    for one in sorted((*seen.admitted, *seen.over), key=lambda exposure: exposure.offset):
+        units = held[version_of(one, timeline)]
+        if max_units is None or one.event.unit in units or len(units) < max_units:
+            units.add(one.event.unit)
+            taken.append(one)
+        else:
+            over.append(one)
+    fates = seen.fates | {one.offset: Fate.OVER_LIMIT for one in over}
+    return Screened(fates, seen.reasons, taken, seen.refused, over)
+
+
+def version_of(exposure: Admitted[Exposure], timeline: Timeline) -> VersionKey:
+    """Return the experiment version that an admitted exposure belongs to."""
+    experiment = exposure.event.experiment
+    return experiment, timeline.record(experiment, exposure.log_ms).spec.version
+
+
+def _over_limit(screening: Screening) -> Counter[VersionKey]:
+    return Counter(version_of(one, screening.timeline) for one in screening.seen.over)
+
+
 def _populations(seen: Screened[Exposure], timeline: Timeline) -> dict[VersionKey, dict[str, Unit]]:
     """Return the units of each experiment version (step 5); notes the fates of their exposures."""
     exposures: dict[tuple[VersionKey, str], list[Admitted[Exposure]]] = defaultdict(list)
     for one in seen.admitted:
-        record = timeline.record(one.event.experiment, one.log_ms)
-        exposures[((one.event.experiment, record.spec.version), one.event.unit)].append(one)
+        exposures[version_of(one, timeline), one.event.unit].append(one)
     populations: dict[VersionKey, dict[str, Unit]] = defaultdict(dict)
     for (version, unit), of_unit in exposures.items():
         arms = {one.event.arm for one in of_unit}
@@ -556,7 +601,7 @@ def quantised(stream: Stream, value: float) -> int | None:
 
 
 def _statistics(
-    design: ExperimentSpec, population: Mapping[str, Unit], hits: Hits, rules: Lateness
+    design: ExperimentSpec, population: Mapping[str, Unit], hits: Hits, rules: Lateness, *, over_limit: int
 ) -> ExperimentStatistics:
     clean = {name: unit for name, unit in population.items() if not unit.crossover}
     units: dict[tuple[str, int, str], int] = defaultdict(int)
@@ -577,6 +622,7 @@ def _statistics(
         crossover_units=sum(unit.crossover for unit in population.values()),
         first_exposure_ms=min((unit.t0_ms for unit in population.values()), default=None),
         out_of_range=_out_of_range(hits),
+        over_limit=over_limit,
     )
 
 

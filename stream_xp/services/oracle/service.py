@@ -30,6 +30,7 @@ from stream_xp.services.oracle.prefixes import (
     rules_of,
     screened,
     since,
+    unsaid_rules,
     within,
 )
 from stream_xp.services.oracle.reading import LogReader, LogSpanError, ReadStep, open_reader
@@ -133,6 +134,7 @@ class _Examination:
         self._published = published
         self._on_gap = on_gap
         self._own_rules = rules_of(settings)
+        self._unsaid = unsaid_rules(settings)
         self._specs = read_specs(reader, settings)
         self._read = {EXPOSURES: 0, REWARDS: 0}
         self._checked = 0
@@ -188,13 +190,13 @@ class _Examination:
             mismatch = _mismatch(one.record, truth, earliest_ms)
             if mismatch is None:
                 continue
-            difference = _difference(one, mismatch, notes=_rule_notes(one.record, self._own_rules))
+            difference = _difference(one, mismatch, notes=_rule_notes(one.record, self._unsaid))
             if len(self._differences) < MAX_EXPLAINED:
                 difference = self._explained(difference, one, logs)
             self._differences.append(difference)
 
     def _prefix(self, record: PartitionStatistics) -> Prefix:
-        return prefix_of(record, self._own_rules)
+        return prefix_of(record, self._unsaid)
 
     def _truth(self, prefix: Prefix, logs: Logs) -> Recomputed:
         return conclude(screened(prefix, within(prefix, logs), self._specs), partition=prefix.partition)
@@ -324,10 +326,11 @@ def _without_record(
     ]
 
 
-def _rule_notes(record: PartitionStatistics, own: Rules) -> tuple[str, ...]:
+def _rule_notes(record: PartitionStatistics, assumed: Rules) -> tuple[str, ...]:
     if record.rules is not None:
         return ()
-    used = ", ".join(f"{name} {value}" for name, value in msgspec.structs.asdict(own).items())
+    named = {name: value for name, value in msgspec.structs.asdict(assumed).items() if value is not None}
+    used = ", ".join(f"{name} {value}" for name, value in named.items())
     note = (
         f"computed with the settings of this command ({used}), because the record names none: a worker with "
         "other settings looks like this, too"
@@ -336,7 +339,12 @@ def _rule_notes(record: PartitionStatistics, own: Rules) -> tuple[str, ...]:
 
 
 def _changed_rules(history: Sequence[Published]) -> bool:
-    return len({(one.record.rules, one.record.allowed_lateness_ms) for one in history}) > 1
+    # A worker whose bound of units changed does not start where that would show.
+    bound_apart = [
+        one.record.rules and msgspec.structs.replace(one.record.rules, max_units=None) for one in history
+    ]
+    lateness = {one.record.allowed_lateness_ms for one in history}
+    return len(set(bound_apart)) > 1 or len(lateness) > 1
 
 
 _CHANGED: Final = (

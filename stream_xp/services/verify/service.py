@@ -27,8 +27,8 @@ from stream_xp.services.oracle.prefixes import (
     Prefix,
     earliest_watermark,
     read_logs,
-    rules_of,
     screened,
+    unsaid_rules,
     within,
 )
 from stream_xp.services.oracle.reading import LogReader, LogSpanError, ReadStep, open_reader
@@ -256,7 +256,7 @@ def _prefix(result: Result, key: str, settings: Settings) -> Prefix:
         rewards=_span(offsets.rewards_from, offsets.rewards),
         watermark_ms=offsets.watermark_ms,
         allowed_lateness_ms=settings.allowed_lateness_ms if lateness_ms is None else lateness_ms,
-        rules=offsets.rules or rules_of(settings),
+        rules=offsets.rules or unsaid_rules(settings),
         behind_watermark=tuple(sorted(offsets.behind_watermark.items())),
     )
 

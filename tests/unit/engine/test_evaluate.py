@@ -480,6 +480,14 @@ def test_more_than_one_percent_of_crossovers_is_invalid(crossovers, invalid):
     assert evaluation.invalid == ((reason,) if invalid else ())
 
 
+def test_exposures_refused_for_too_many_units_are_invalid():
+    units = {("a", 0): 500, ("b", 0): 500}
+    full = msgspec.structs.replace(statistics({}, units=units), over_limit=7)
+    reason = "the most units that a partition takes were reached, 7 exposures refused"
+    assert reason in evaluate(record(), full).invalid
+    assert reason not in evaluate(record(), statistics({}, units=units)).invalid
+
+
 def test_crossovers_alone_are_invalid():
     evaluation = evaluate(record(), statistics({}, units={}, crossover_units=3))
     assert len(evaluation.invalid) == 2

@@ -18,7 +18,7 @@ from stream_xp.domain.experiment import (
     WeightEpoch,
 )
 from stream_xp.engine.columns import Block, exposure_columns, reward_columns
-from stream_xp.engine.registry import INACTIVE, NO_EVENT, UNKNOWN, Entry, Registry
+from stream_xp.engine.registry import FOREVER, INACTIVE, NO_EVENT, UNKNOWN, Entry, Registry
 from stream_xp.errors import Reason, RecordRejected
 
 
@@ -107,10 +107,13 @@ def test_a_tombstone_and_an_archived_record_end_it(over: Entry) -> None:
     assert registry.listeners("order", 199, None) != []
     assert registry.listeners("order", 200, None) == []
     assert registry.route_reward(reward(experiment="exp"), 200) == INACTIVE - 10
-    # It can come back, with the same slot.
-    registry.add([entry(2, 300, spec())])
-    assert version_at(registry, 300) == 1
-    assert len(registry.slots) == 1
+    # What has ended does not come back: its units may be forgotten. A new version can follow.
+    (refused,) = registry.add([entry(2, 300, spec())])
+    assert refused.rule == "version 1 has ended: to start again needs a new version"
+    assert version_at(registry, 300) == INACTIVE
+    assert registry.add([entry(3, 400, spec(), status=Status.ARCHIVED), entry(4, 500, spec(2))]) == []
+    assert [version_at(registry, at) for at in (400, 500)] == [INACTIVE, 2]
+    assert [slot.ended_ms for slot in registry.slots] == [200, FOREVER]
 
 
 def test_what_was_archived_before_it_was_ever_active_is_inactive() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import random
 import struct
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -18,7 +20,8 @@ from stream_xp.domain.experiment import MAX_STEPS, ExperimentRecord, ExperimentS
 from stream_xp.engine import kernels
 from stream_xp.engine.columns import Block, ExposureColumns, exposure_columns, reward_columns
 from stream_xp.engine.registry import Entry, Registry
-from stream_xp.engine.snapshot import decode_snapshot, encode_snapshot
+from stream_xp.engine.snapshot import decode_snapshot, encode_snapshot, state_of
+from stream_xp.engine.snapshot_log import KeyedRecord, whole_snapshots
 from stream_xp.engine.state import EXPOSURES, REWARDS, PartitionState, _wide
 from stream_xp.errors import ConfigError, StateError
 from stream_xp.services.oracle.recompute import histogram_bin
@@ -436,7 +439,7 @@ def test_a_row_takes_at_most_64_bytes_beyond_its_values() -> None:
     worst = 0.0
     for first in range(0, 200_000, 2_000):
         n = 2_000
-        fresh = np.random.default_rng(first).integers(-(2**62), 2**62, (n, 2))
+        fresh = np.random.default_rng(first).integers(-(2**63), 2**63 - 1, (n, 2))
         state.apply_exposures(columns_of(first, fresh), next_offset=first + n)
         used = (
             kernels.ROW.itemsize * state.units + kernels.TIMED.itemsize * state.arrays["scalars"][kernels.DUE]
@@ -447,7 +450,7 @@ def test_a_row_takes_at_most_64_bytes_beyond_its_values() -> None:
     assert 50 < worst <= 64
 
 
-def columns_of(first: int, unit: Any) -> ExposureColumns:
+def columns_of(first: int, unit: kernels.Int64) -> ExposureColumns:
     """Exposures of these units in the first slot, all at one time."""
     n = len(unit)
     zeros = np.zeros(n, np.int64)
@@ -489,6 +492,115 @@ def test_what_a_row_cannot_hold_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
 def test_growing_through_snapshots_changes_nothing() -> None:
     sizes = [1, 2, 13, 16, 100, 368]
     assert canonical(grown(500, sizes, snapshots=True)) == canonical(grown(500, [500]))
+
+
+# Rows of versions that have ended ------------------------------------------------------------------------
+
+
+def ended_at(offset: int, experiment: str, in_force_ms: int) -> Entry:
+    return Entry(offset=offset, experiment=experiment, in_force_ms=in_force_ms, record=None)
+
+
+def at(events: list[dict[str, Any]], time_ms: int) -> list[dict[str, Any]]:
+    return [{**event, "time": time_ms, "id": f"{event['id']}@{time_ms}"} for event in events]
+
+
+def test_rows_are_given_up_when_both_logs_and_the_last_window_are_past_the_end() -> None:
+    last_ms = T + WINDOW_MS + LATENESS_MS
+    for end_ms, given_up_at in ((T + 10, last_ms), (last_ms + 500, last_ms + 500)):
+        registry = Registry([entry(0, spec("one")), entry(1, spec("two")), ended_at(2, "one", end_ms)])
+        state = PartitionState(0, registry, allowed_lateness_ms=LATENESS_MS)
+        expose(state, 0, [exposure_of(n) for n in range(40)])
+        before = state.statistics(registry.slots[0]).units
+        for step, (now_ms, held) in enumerate([(given_up_at - 1, 40 + 1), (given_up_at, 2)]):
+            expose(state, 40 + step, at([exposure_of(50 + step, "two")], now_ms))
+            # One log alone does not do.
+            assert state.units == 40 + step + 1
+            reward(state, step, at([reward_of(99, 1.0)], now_ms))
+            assert state.units == held
+        assert state.statistics(registry.slots[0]).units == before
+        assert go_on_from(again(state)) == go_on_from(state)
+
+
+def go_on_from(state: PartitionState) -> dict[tuple[str, int], bytes]:
+    state.advance(T + 10**6)
+    return canonical(state)
+
+
+def test_the_place_of_rows_that_were_given_up_is_used_again() -> None:
+    registry = Registry([entry(0, spec("one")), entry(1, spec("two")), ended_at(2, "one", T + 10)])
+    state = PartitionState(0, registry, allowed_lateness_ms=LATENESS_MS)
+    expose(state, 0, [exposure_of(n, "one") for n in range(1_000)])
+    late_ms = T + WINDOW_MS + LATENESS_MS
+    expose(state, 1_000, at([exposure_of(n, "two") for n in range(10)], late_ms))
+    reward(state, 0, at([reward_of(n, 2.0) for n in range(10)], late_ms))
+    assert state.units == 10
+    sizes = {name: len(state.arrays[name]) for name in ("rows", "values", "lookup", "due")}
+    expose(state, 1_010, at([exposure_of(n, "two") for n in range(10, 900)], late_ms + 1))
+    assert {name: len(state.arrays[name]) for name in sizes} == sizes
+    reward(state, 10, at([reward_of(n, 2.0) for n in range(900)], late_ms + 1))
+    state.advance(late_ms * 2)
+    for slot, units in zip(registry.slots, (1_000, 900), strict=True):
+        assert sum(row.units for row in state.statistics(slot).units if row.segment == "") == units
+    (sums, *_) = [cell for cell in state.statistics(registry.slots[1]).moments if cell.segment == ""]
+    assert sums.n > 0
+
+
+def test_few_rows_are_not_worth_moving_the_others() -> None:
+    registry = Registry([entry(0, spec("one")), entry(1, spec("two")), ended_at(2, "one", T + 10)])
+    state = PartitionState(0, registry, allowed_lateness_ms=LATENESS_MS)
+    expose(state, 0, [exposure_of(n, "one") for n in range(10)])
+    expose(state, 10, [exposure_of(n, "two") for n in range(71)])
+    late_ms = T + WINDOW_MS + LATENESS_MS
+    expose(state, 81, at([exposure_of(0, "two")], late_ms))
+    reward(state, 0, at([reward_of(0, 2.0)], late_ms))
+    assert state.units == 81
+    registry.add([ended_at(3, "two", T + 20)])
+    late_ms += WINDOW_MS + LATENESS_MS
+    expose(state, 82, at([exposure_of(0, "three")], late_ms))
+    reward(state, 1, at([reward_of(2, 2.0)], late_ms))
+    assert state.units == 0
+
+
+# The bound of units ---------------------------------------------------------------------------------------
+
+
+def bounded(max_units: int) -> PartitionState:
+    registry = Registry([entry(0, spec("one")), entry(1, spec("two"))])
+    state = PartitionState(0, registry, allowed_lateness_ms=LATENESS_MS, max_units=max_units)
+    expose(state, 0, [exposure_of(n) for n in range(5)])
+    return state
+
+
+def test_past_the_bound_units_are_refused_and_that_is_said() -> None:
+    state = bounded(3)
+    one, two = state.registry.slots
+    assert state.outcomes(EXPOSURES).over_limit == state.statistics(one).over_limit == 2
+    assert state.statistics(two).over_limit == 0
+    assert state.take_dirty() == [one]
+    # Those that are held go on: again, and in another arm. Another experiment has a bound of its own.
+    more = [exposure_of(0), exposure_of(1, arm="b" if exposure_of(1)["arm"] == "a" else "a"), exposure_of(4)]
+    expose(state, 5, [{**event, "id": f"more{at}"} for at, event in enumerate(more)])
+    expose(state, 8, [exposure_of(n, "two") for n in range(3)])
+    outcomes = state.outcomes(EXPOSURES)
+    assert (outcomes.counted, outcomes.crossover, outcomes.over_limit) == (3 + 3, 2, 3)
+    assert outcomes.conserved()
+    assert state.take_dirty() == [one, two]
+    assert state.record(one).statistics.over_limit == 3
+
+
+@pytest.mark.parametrize(
+    ("made_with", "read_with", "allowed"),
+    [(5, 6, True), (9, 5, True), (9, 4, False), (4, 5, False), (4, 4, True), (4, 3, False)],
+)
+def test_the_bound_may_change_while_nothing_shows(made_with: int, read_with: int, *, allowed: bool) -> None:
+    snapshot = encode_snapshot(bounded(made_with))
+    if allowed:
+        state = decode_snapshot(snapshot, Registry(), allowed_lateness_ms=LATENESS_MS, max_units=read_with)
+        assert canonical(state) == canonical(bounded(read_with))
+    else:
+        with pytest.raises(ConfigError, match=f"max_units={made_with}, the setting is {read_with}"):
+            decode_snapshot(snapshot, Registry(), allowed_lateness_ms=LATENESS_MS, max_units=read_with)
 
 
 # Snapshots --------------------------------------------------------------------------------------------
@@ -625,3 +737,13 @@ def test_the_hash_covers_the_packed_body_and_the_schema(held: PartitionState) ->
 def test_offsets_that_were_applied_are_not_applied_again(held: PartitionState) -> None:
     with pytest.raises(StateError, match="is already applied"):
         expose(again(held), 3, [exposure_of(500)])
+
+
+def test_a_snapshot_of_this_schema_is_read_as_it_was_written() -> None:
+    """A file from the day the schema was made: a change of what is written needs a new number, or must read it."""
+    golden = json.loads((Path(__file__).parents[2] / "golden" / "state" / "schema3.json").read_text())
+    records = [KeyedRecord(one["key"].encode(), base64.b64decode(one["value"])) for one in golden["records"]]
+    (whole,) = whole_snapshots(3, records)
+    state = state_of(whole.parts(), Registry(), allowed_lateness_ms=LATENESS_MS)
+    for found, wanted in ((canonical(state), "statistics"), (go_on(state), "later")):
+        assert {f"{name}/{version}": raw.decode() for (name, version), raw in found.items()} == golden[wanted]

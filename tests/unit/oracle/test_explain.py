@@ -79,7 +79,7 @@ SPEC = ExperimentSpec(
 )
 
 
-def drawn(seed: int, units: int = 60) -> Screening:
+def drawn(seed: int, units: int = 60, max_units: int | None = None) -> Screening:
     """A prefix of many units with rewards of all kinds, some of them twice, some late."""
     dice = random.Random(seed)
     logs: dict[str, list[LoggedRecord]] = {EXPOSURES: [], REWARDS: []}
@@ -102,10 +102,12 @@ def drawn(seed: int, units: int = 60) -> Screening:
             add(REWARDS, at_ms + dice.randrange(400), unit, metric=name, value=value)
         if dice.random() < 0.1:
             add(REWARDS, at_ms, unit, metric="spend", value=90.0, id_="once")
-    return screened(logs)
+    return screened(logs, max_units=max_units)
 
 
-def screened(logs: dict[str, list[LoggedRecord]], watermark_ms: int = W) -> Screening:
+def screened(
+    logs: dict[str, list[LoggedRecord]], watermark_ms: int = W, max_units: int | None = None
+) -> Screening:
     epoch = WeightEpoch(epoch=0, weights=SPEC.weights, effective_ms=0)
     record = ExperimentRecord(spec=SPEC, epochs=(epoch,), design_hash=SPEC.design_hash())
     return screen(
@@ -117,13 +119,15 @@ def screened(logs: dict[str, list[LoggedRecord]], watermark_ms: int = W) -> Scre
         activation_delay_ms=0,
         limits=Limits(),
         behind_watermark={},
+        max_units=max_units,
     )
 
 
 def end_of(screening: Screening) -> Cut:
     """The whole of what was screened."""
     last = [
-        max(one.offset for one in (*log.admitted, *log.refused)) for log in (screening.seen, screening.heard)
+        max(one.offset for one in (*log.admitted, *log.refused, *log.over))
+        for log in (screening.seen, screening.heard)
     ]
     return Cut(exposures=last[0], rewards=last[1])
 
@@ -137,13 +141,14 @@ def explained(screening: Screening, published: ExperimentStatistics, end: Cut | 
 
 def without(screened: Screened[Any], offset: int) -> Screened[Any]:
     rest = [one for one in screened.admitted if one.offset != offset]
-    return Screened(screened.fates, screened.reasons, rest, screened.refused)
+    over = [one for one in screened.over if one.offset != offset]
+    return Screened(screened.fates, screened.reasons, rest, screened.refused, over)
 
 
 def with_one_more(screened: Screened[Any], offset: int) -> Screened[Any]:
     (extra,) = (one for one in (*screened.admitted, *screened.refused) if one.offset == offset)
     more = sorted([*screened.admitted, extra], key=lambda one: one.offset)
-    return Screened(screened.fates, screened.reasons, more, screened.refused)
+    return Screened(screened.fates, screened.reasons, more, screened.refused, screened.over)
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -264,6 +269,49 @@ def test_a_search_that_gives_up_says_so(monkeypatch: pytest.MonkeyPatch) -> None
     found = explained(screening, wrong)
     assert not found.exhaustive
     assert found.suspects == ()
+
+
+# Past the bound of units
+
+
+def test_a_lost_reward_is_named_past_the_bound() -> None:
+    screening = drawn(2, units=120, max_units=50)
+    assert len(screening.seen.over) == 70
+    inside = {one.event.unit for one in screening.seen.admitted}
+    one = next(
+        one
+        for one in screening.heard.admitted[30:]
+        if one.event.metric == "spend" and one.event.unit in inside
+    )
+    wrong = statistics_of(screening._replace(heard=without(screening.heard, one.offset)), VERSION)
+    found = explained(screening, wrong)
+    assert [(s.effect, s.offset) for s in found.suspects] == [(Effect.LOST, one.offset)]
+
+
+@pytest.mark.parametrize("at", [0, 5])
+def test_an_exposure_that_was_lost_past_the_bound_is_one_of_many(at: int) -> None:
+    screening = drawn(2, max_units=50)
+    wrong = statistics_of(
+        screening._replace(seen=without(screening.seen, screening.seen.over[at].offset)), VERSION
+    )
+    found = explained(screening, wrong)
+    assert {(s.effect, s.topic, s.fate) for s in found.suspects} == {
+        (Effect.LOST, EXPOSURES, Fate.OVER_LIMIT)
+    }
+    assert len(found.suspects) + found.more_suspects == len(screening.seen.over) == 10
+    assert found.contributors.exposure_count == 10
+    assert not found.exhaustive
+
+
+@pytest.mark.parametrize("exposures", [-3, 4])
+def test_another_prefix_past_the_bound_is_recognised(exposures: int) -> None:
+    screening = drawn(5, units=120, max_units=60)
+    claimed = Cut(exposures=80, rewards=90)
+    case = Case(VERSION, statistics_of(screening, VERSION), screening, claimed)
+    published = statistics_of(case.cut(Cut(exposures=80 + exposures, rewards=90)), VERSION)
+    assert published.over_limit == 21 + exposures
+    found = explained(screening, published, claimed)
+    assert found.prefix == Cut(exposures=80 + exposures, rewards=90)
 
 
 # The bisection of what was published

@@ -118,7 +118,9 @@ class Case:
         self.exposures = Log({"experiment": "exp", "arm": "a"})
         self.rewards = Log({"metric": "click", "value": 1})
 
-    def run(self, watermark_ms: int | None = FAR, **behind: Any) -> Recomputed:
+    def run(
+        self, watermark_ms: int | None = FAR, *, max_units: int | None = None, **behind: Any
+    ) -> Recomputed:
         done = recompute(
             self.exposures.records,
             self.rewards.records,
@@ -129,6 +131,7 @@ class Case:
             activation_delay_ms=D,
             limits=Limits(),
             behind_watermark=behind,
+            max_units=max_units,
         )
         assert done.exposure_outcomes.conserved()
         assert done.reward_outcomes.conserved()
@@ -258,6 +261,52 @@ def test_log_time_of_a_spec_never_goes_back() -> None:
     case.exposures.add(T + D - 1)
     case.exposures.add(T + D)
     assert case.run().exposure_fates == {0: Fate.UNKNOWN_EXPERIMENT, 1: Fate.COUNTED}
+
+
+@pytest.mark.parametrize(
+    "end",
+    [published(spec(), at_ms=T, status=Status.ARCHIVED), LoggedSpec(T, "exp", None)],
+    ids=["archived", "tombstone"],
+)
+def test_a_version_that_has_ended_does_not_come_back(end: LoggedSpec) -> None:
+    case = Case(
+        published(spec()), end, published(spec(), at_ms=T + 10), published(spec(version=2), at_ms=T + 20)
+    )
+    for at_ms in (T + D - 1, T + D, T + D + 10, T + D + 20):
+        case.exposures.add(at_ms, unit=f"u{at_ms}")
+    assert list(case.run().exposure_fates.values()) == [
+        "counted",
+        "inactive_experiment",
+        "inactive_experiment",
+        "counted",
+    ]
+
+
+def test_units_past_the_bound_are_kept_out_with_all_that_is_theirs() -> None:
+    case = Case(published(spec()), published(spec(key="other")))
+    for at, (unit, arm) in enumerate(
+        [("u", "a"), ("v", "a"), ("w", "b"), ("u", "b"), ("w", "b"), ("v", "a")]
+    ):
+        case.exposures.add(T + at, unit=unit, arm=arm)
+    case.exposures.add(T, at=T + 6, unit="w", experiment="other")
+    case.rewards.add(T + 10, unit="w")
+    case.rewards.add(T + 10, unit="v")
+    found = case.run(max_units=2)
+    assert [fate.value for fate in found.exposure_fates.values()] == [
+        "crossover",
+        "counted",
+        "over_limit",
+        "crossover",
+        "over_limit",
+        "counted",
+        "counted",
+    ]
+    mine = found.statistics["exp", 1]
+    assert (mine.over_limit, mine.crossover_units, [row.units for row in mine.units]) == (2, 1, [1])
+    assert found.statistics["other", 1].over_limit == 0
+    assert found.exposure_outcomes.over_limit == 2
+    assert found.exposure_outcomes.conserved()
+    assert case.run(max_units=3) == case.run()
 
 
 def test_log_time_of_a_spec_is_that_of_its_own_partition() -> None:

@@ -389,6 +389,7 @@ FOREIGN = {
     "another segment": (b'["a",0,"",200]', b'["a",0,"x=y",200]'),
     "negative units": (b'["a",0,"",200]', b'["a",0,"",-1]'),
     "units beyond any": (b'["a",0,"",200]', b'["a",0,"",9007199254740993]'),
+    "refusals below none": (b'"out_of_range":{},"over_limit":0', b'"out_of_range":{},"over_limit":-1'),
     "another metric": (b'"moments":[]', b'"moments":[["zz","a",0,"",2,"1","1"]]'),
     "a sum beyond any": (b'"moments":[]', b'"moments":[["click","a",0,"",1,"%s","%s"]]'),
     "rows of another kind": (b'"events":[]', b'"events":[["click","a",0,"",1,1]]'),

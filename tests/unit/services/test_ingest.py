@@ -645,3 +645,18 @@ def test_specs_that_came_since_the_last_record_are_in_the_snapshot(log: Log) -> 
         assert second.state().progress["exposures"].applied_offset == 3
 
     asyncio.run(scenario())
+
+
+def test_the_bound_of_units_is_that_of_the_settings_and_is_recorded(log: Log) -> None:
+    async def scenario() -> None:
+        parts = Parts(log, max_units=3)
+        await parts.ingest.on_block(exposures(0, 5))
+        await parts.ingest.close()
+        newest = log.statistics()[-1]
+        assert newest.rules is not None
+        assert (newest.rules.max_units, newest.statistics.over_limit) == (3, 2)
+        assert newest.exposure_outcomes.over_limit == 2
+        await Parts(log, max_units=4).ingest.load([0])
+
+    with pytest.raises(ConfigError, match="max_units=3, the setting is 4"):
+        asyncio.run(scenario())
