@@ -105,8 +105,9 @@ def test_every_byte_that_changes_is_found() -> None:
     records = write(owner, state)
     draw = random.Random(3)
     raw = state.state.arrays["rows"].view(np.uint8)
-    for _ in range(50):
-        raw[draw.randrange(len(raw))] ^= 1 << draw.randrange(8)
+    edges = [0, PAGE_BYTES - 1, PAGE_BYTES, 2 * PAGE_BYTES - 1, 2 * PAGE_BYTES, len(raw) - 1]
+    for place in [*edges, *(draw.randrange(len(raw)) for _ in range(40))]:
+        raw[place] ^= 1 << draw.randrange(8)
         records += write(owner, state)
         assert contents(compacted(records)) == state.contents()
 
