@@ -26,6 +26,7 @@ class Write:
 
     Attributes:
         life: of the node when it was sent; a new one begins with every rebalance.
+        sender: the node's name; `sent`: when, among everything that happened on the broker.
         appended: whether the broker has it, which the node need not know.
     """
 
@@ -35,6 +36,8 @@ class Write:
     value: bytes | None
     future: asyncio.Future[Any]
     life: int
+    sender: str = ""
+    sent: int = 0
     appended: bool = False
 
 
@@ -57,7 +60,8 @@ class Producer:
         count = len(self._node.world.log.topics[topic])
         at = zlib.crc32(key) % count if partition is None else partition
         future = asyncio.get_running_loop().create_future()
-        self._node.accept(Write(topic, at, key, value, future, self._node.life))
+        sent = self._node.world.log.tick()
+        self._node.accept(Write(topic, at, key, value, future, self._node.life, self._node.name, sent))
         return future
 
     async def partitions_for(self, topic: str) -> set[int]:

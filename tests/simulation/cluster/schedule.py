@@ -206,14 +206,14 @@ class Schedule:
         """Retention takes only what is committed."""
         world = self.world
         tp = self._one(sorted(world.committed))
-        if tp is not None and not world.watch.spoilt:
+        if tp is not None:
             world.truncate(tp, world.rng.randrange(world.committed[tp] + 1))
 
     def cut(self) -> None:
         """Retention takes what was not counted yet."""
         world = self.world
         tp = self._one(sorted(world.committed))
-        if tp is not None and not world.watch.spoilt:
+        if tp is not None:
             end = world.log.topics[tp.topic][tp.partition].end
             if world.committed[tp] < end:
                 world.truncate(tp, world.rng.randrange(world.committed[tp], end) + 1)
@@ -221,8 +221,6 @@ class Schedule:
     def spoil(self) -> None:
         """A record of the state topic is damaged, or gone."""
         world = self.world
-        if any(partition.start for name in SOURCES for partition in world.log.topics[name]):
-            return
         partition = world.rng.randrange(world.settings.partitions)
         record = self._one(world.log.topics["xp.state"][partition].live[-6:])
         if record is not None and record.value:
@@ -235,8 +233,6 @@ class Schedule:
         """Longer than any deadline of the worker."""
         for node in self.world.nodes:
             node.excused.add("DependencyError")
-        # What is given up at its deadline may still be under way when somebody else goes on.
-        self.world.zombies = True
         self.world.pass_time(4_000)
 
     def starve(self) -> None:
@@ -274,14 +270,14 @@ def run_out(world: World) -> bool:
         world.wake(node)
     for at in range(_ROUNDS):
         _round(world, evaluates=at % 4 == 0)
-        if world.watch.cut and not world.nodes:
+        if world.watch.stands_still() and not world.nodes:
             return False
         if _is_settled(world):
             break
         if at % 50 == 49:
             _outwait(world)
     else:
-        if world.watch.cut:
+        if world.watch.stands_still():
             return False
         raise BrokenError(f"progress: not everything was read and settled after {_ROUNDS} rounds")
     for at in range(4):
@@ -291,7 +287,7 @@ def run_out(world: World) -> bool:
     for _ in range(_ROUNDS):
         _let_go(world)
         if not world.nodes:
-            return not world.watch.cut
+            return not world.watch.stands_still()
     raise BrokenError("progress: the workers do not stop")
 
 
@@ -304,7 +300,7 @@ def _outwait(world: World) -> None:
 
 def _round(world: World, *, evaluates: bool) -> None:
     """A bit of everything that usually happens, fairly."""
-    if not world.nodes and not world.watch.cut:
+    if not world.nodes and not world.watch.stands_still():
         world.spawn()
     for node in [node for node in world.members if not node.alive]:
         world.expire(node)

@@ -71,7 +71,8 @@ def test_the_schedules_reach_everything() -> None:
             "passed over",
         ):
             seen[word] += word in text
-        seen["zombies"] += schedule.world.zombies
+        seen["forked"] += len(watch.forked)
+        seen["late signals"] += len(watch.late_signals)
         seen["statistics"] += len(watch.published)
         seen["commits"] += len(watch.commits)
         seen["decisions"] += len(watch.signals)

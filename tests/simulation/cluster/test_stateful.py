@@ -106,7 +106,8 @@ class Cluster(RuleBasedStateMachine):
     def teardown(self) -> None:
         try:
             if self._schedule is not None:
-                Verdict(self.world).give(whole=run_out(self.world))
+                whole = run_out(self.world)
+                Verdict(self.world).give(whole=whole)
         finally:
             if self._schedule is not None:
                 self.world.close()

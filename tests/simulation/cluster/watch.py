@@ -44,8 +44,11 @@ class Watch:
     Attributes:
         broken: what does not hold.
         commits: (sequence, topic partition, offset), for the order of commits and dead letters.
-        spoilt: whether a snapshot was damaged: then a worker may go on at an older one.
-        cut: source partitions whose log was cut above what is durable: they must stand still.
+        spoilt: source partitions of which a snapshot was damaged: a worker may go on at an older one.
+        vanished: those of which a snapshot was taken away without a trace.
+        shortened: those of which records were deleted; `cut`: above what is durable.
+        forked: those with a snapshot of a former owner that the owner need not know of.
+        late_signals: (experiment, version) with a signal of a former owner that the owner need not know of.
         published, results, signals, configs: decoded as they came, with who wrote them.
     """
 
@@ -55,8 +58,13 @@ class Watch:
         self.names: list[str] = []
         self.broken: list[str] = []
         self.commits: list[tuple[int, TP, int]] = []
-        self.spoilt = False
+        self.spoilt: set[int] = set()
+        self.vanished: set[int] = set()
+        self.shortened: set[int] = set()
         self.cut: set[int] = set()
+        self.forked: set[int] = set()
+        self.late_signals: set[tuple[str, int]] = set()
+        self._began: dict[tuple[str, int], int] = {}
         self.probe_share = 0.1
         self.published: list[PartitionStatistics] = []
         self.results: list[tuple[str, int, Result]] = []
@@ -64,6 +72,10 @@ class Watch:
         self.configs: list[ConfigRecord] = []
         self._due: list[tuple[TP, int]] = []
         self._reached: dict[tuple[Any, ...], tuple[int, ...]] = {}
+
+    def stands_still(self) -> bool:
+        """Whether a partition cannot go on, for want of records: cut above what is durable, or that was damaged."""
+        return bool(self.cut or self.shortened & self.spoilt)
 
     def check(self) -> None:
         """Raise what does not hold; called after every step."""
@@ -82,8 +94,7 @@ class Watch:
 
     def declared(self, node: Any, tp: TP, offset: int) -> None:
         """A worker says that everything below `offset` is durable (I3, I4)."""
-        if not self._world.zombies:
-            self._rises("durable offset", (node.name, node.life, tp), (offset,))
+        self._rises("durable offset", (node.name, node.life, tp), (offset,))
         if self._rng.random() < self.probe_share:
             self._due.append((tp, offset))
 
@@ -96,16 +107,17 @@ class Watch:
     def sought(self, node: Any, tp: TP, offset: int) -> None:
         """A worker wants an offset: one of this generation never one below what is committed (I3).
 
-        After a zombie's write there may be two snapshots of which neither covers the other; then it may.
+        Excluded are partitions with a late snapshot (`World.is_late`): of two snapshots of which neither covers the
+        other the one that covers more is taken, which may be further back in one topic; and damaged ones.
         """
         current = node in self._world.members and node.generation == self._world.generation
         committed = self._world.committed.get(tp, 0)
-        sure = not self.spoilt and not self._world.zombies
+        sure = tp.partition not in self.spoilt | self.forked
         if current and not node.told and sure and offset < committed:
             self.fail("I3", f"{node.name} wants {tp.topic}/{tp.partition} {offset}, committed is {committed}")
 
     def _check_durable(self, tp: TP, offset: int) -> None:
-        if self.spoilt or self._world.zombies or tp.partition in self.cut:
+        if tp.partition in self.spoilt | self.forked | self.cut:
             return
         following = load_now(self._world, tp.partition).following[tp.topic]
         if following < offset:
@@ -115,7 +127,7 @@ class Watch:
 
     def _rises(self, what: str, key: tuple[Any, ...], reached: tuple[int, ...]) -> None:
         before = self._reached.get((what, key))
-        if before is not None and reached < before and not self.spoilt:
+        if before is not None and reached < before:
             self.fail("I4", f"{what} of {key} went from {before} to {reached}")
         self._reached[what, key] = reached
 
@@ -125,13 +137,15 @@ class Watch:
         """A node's record is on the log: it can be decoded, and follows from what was there."""
         if record.value is None:
             return
+        if write.topic == "xp.state" and self._world.is_late(write):
+            self.forked.add(write.partition)
         writer = (record.writer, write.life)
         if write.topic == "xp.stats":
             self._take_statistics(writer, _decoded(record.value, PartitionStatistics))
         elif write.topic == "xp.results":
             self._take_result(writer, _decoded(record.value, Result))
         elif write.topic == "xp.signals":
-            self._take_signal(_decoded(record.value, Signal))
+            self._take_signal(_decoded(record.value, Signal), late=self._world.is_late(write))
         elif write.topic == "xp.config":
             self._take_config(_decoded(record.value, ConfigRecord))
 
@@ -146,9 +160,22 @@ class Watch:
             read = 0
             if progress.first_offset is not None and progress.applied_offset is not None:
                 read = progress.applied_offset + 1 - progress.first_offset
+            self._check_beginning(name, record.partition, progress.first_offset)
             if not outcomes.conserved() or outcomes.read != read:
                 self.fail("I1", f"{name} of {record.partition}: {outcomes} of {read} records")
         self.published.append(record)
+
+    def _check_beginning(self, name: str, partition: int, first: int | None) -> None:
+        """I2: nobody begins anew behind records that are gone, once a snapshot had counted them.
+
+        Excluded is what cannot be known: that there was a snapshot of which nothing is left.
+        """
+        if first is None:
+            return
+        began = self._began.setdefault((name, partition), first)
+        counted = self._world.committed_at(f"xp.{name}", partition) > began
+        if first != began and partition not in self.vanished and (counted or partition not in self.cut):
+            self.fail("I2", f"{name} {partition}: counted from {began}, and now from {first}")
 
     def _take_result(self, writer: tuple[str, int], result: Result) -> None:
         for name, life, earlier in reversed(self.results):
@@ -161,7 +188,9 @@ class Watch:
                 break
         self.results.append((*writer, result))
 
-    def _take_signal(self, signal: Signal) -> None:
+    def _take_signal(self, signal: Signal, *, late: bool) -> None:
+        if late:
+            self.late_signals.add((signal.data.result.experiment, signal.data.result.version))
         if signal.data.decision.action is Action.HOLD or signal.data.decision != signal.data.result.decision:
             self.fail("I9", f"signal {signal.id} says {signal.data.decision}")
         self.signals.append(signal)
@@ -178,7 +207,7 @@ class Watch:
         error = node.error
         if error is None or type(error).__name__ in node.excused or "took more than" in str(error):
             return
-        if isinstance(error, StateError) and self.cut and "the log starts at" in str(error):
+        if isinstance(error, StateError) and self.stands_still() and "the log starts at" in str(error):
             return
         self.fail("worker", f"{node.name} ended with {error!r}")
 
@@ -186,7 +215,7 @@ class Watch:
 class _Prober:
     """A node that nobody sees: what it writes goes nowhere, and it waits for nothing."""
 
-    alive, paused, life = True, False, 0
+    name, alive, paused, life = "prober", True, False, 0
 
     def __init__(self, world: Any) -> None:
         self.world, self.clock = world, NodeClock(world, 0)

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from random import Random
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 from aiokafka.errors import KafkaTimeoutError
@@ -26,6 +26,7 @@ from stream_xp.domain.codec import Limits
 from stream_xp.engine.columns import Block
 from stream_xp.services import experiments as experiments_module
 from stream_xp.services import worker as worker_module
+from stream_xp.services.partitioning import partition_of
 from stream_xp.settings import Settings
 from tests.simulation.cluster.clients import AIOKAFKA, Write
 from tests.simulation.cluster.log import Log, Partition
@@ -48,6 +49,13 @@ SOURCES = ("xp.exposures", "xp.rewards")
 _INBOX = 4
 
 
+class Owner(NamedTuple):
+    """A node, and when among everything that happened on the broker it began."""
+
+    name: str
+    at: int
+
+
 class World:
     """Everything outside the code under test, and the nodes that run it.
 
@@ -57,7 +65,8 @@ class World:
         group: members in the order of joining; `committed` offsets; `generation`.
         orphans: writes of nodes that died, still on their way.
         starved: the topic that the broker does not answer about for a while.
-        zombies: whether anybody may have gone on after its partitions were somebody else's.
+        owners: per source and statistics partition, who got it last, and when.
+        tasks: the names under which snapshots are written: who began with each, and when.
     """
 
     def __init__(self, seed: int, *, trace: list[str] | None = None) -> None:
@@ -92,7 +101,8 @@ class World:
         self.rebalancing = False
         self.committed: dict[TP, int] = {}
         self.orphans: list[Write] = []
-        self.zombies = False
+        self.owners: dict[TP, Owner] = {}
+        self.tasks: dict[str, Owner] = {}
         self.ids = itertools.count()
         self.starved = "nothing"
         self.watch = Watch(self)
@@ -123,6 +133,28 @@ class World:
     def batch(self) -> int:
         """How many records an answer of the broker holds at most."""
         return 10_000 if self.calm else self.rng.choice([3, 50, 10_000])
+
+    def name_task(self, node: Any, size: int) -> str:
+        """A name that nobody else has, under which a node will write the snapshots of one partition."""
+        name = f"{next(self.ids):0{2 * size}x}"
+        self.tasks[name] = Owner(node.name, self.log.tick())
+        return name
+
+    def is_late(self, write: Write) -> bool:
+        """Whether a snapshot or a signal is of somebody whose partition was given away before it is written.
+
+        Until then a new owner finds it when it begins; afterwards it may not know of it. A snapshot is of whoever
+        loaded the partition, which lives on in a worker that failed to hand over and got the partition back.
+        """
+        if write.topic == "xp.state":
+            owner = self.owners.get(TP("xp.exposures", write.partition))
+            began = self.tasks[write.key.decode().split("/")[1].partition(".")[0]]
+        else:
+            owner = self.owners.get(
+                TP("xp.stats", partition_of(write.key.decode(), len(self.log.topics["xp.stats"])))
+            )
+            began = Owner(write.sender, write.sent)
+        return owner is not None and (began.name != owner.name or began.at < owner.at)
 
     async def gate(self, label: str) -> None:
         """Where a node's code reaches the broker: here others may go first, or the node may end."""
@@ -180,6 +212,7 @@ class World:
         """Retention deletes what is below `start`; above what is committed, the partition must stand still for good."""
         self.note(f"{tp.topic}/{tp.partition} now begins at {start}")
         self.log.truncate(tp.topic, tp.partition, start)
+        self.watch.shortened.add(tp.partition)
         if start > self.committed.get(tp, 0):
             self.watch.cut.add(tp.partition)
 
@@ -191,7 +224,9 @@ class World:
             value = bytes(byte ^ (1 << at % 8) * (i == at // 8) for i, byte in enumerate(record.value))
         self.note(f"xp.state/{partition} {offset} {record.key!r} is {'gone' if value is None else 'damaged'}")
         self.log.spoil("xp.state", partition, offset, value)
-        self.watch.spoilt = True
+        if value is None and b"/" not in record.key.partition(b"/")[2]:
+            self.watch.vanished.add(partition)
+        self.watch.spoilt.add(partition)
 
     def committed_at(self, topic: str, partition: int) -> int:
         """The group's offset of a partition."""
@@ -234,8 +269,6 @@ class World:
         """The node hears that a write failed, and with it those behind it; the broker may have it all the same."""
         self.note(f"{node.name}: {write.topic}/{write.partition} FAILS{' though written' * write.appended}")
         node.excused.add("DependencyError")
-        # A flush goes on with a partition that was let go of because handing it over failed.
-        self.zombies |= node.told
         for one in node.writes.pop((write.topic, write.partition)):
             if not one.future.done():
                 one.future.set_exception(KafkaTimeoutError())
@@ -307,7 +340,6 @@ class World:
             self.members.remove(node)
             # One that is about to join joins as a new member.
             node.told, node.joined = node.revoking, False
-            self.zombies |= node.alive
             self.rebalance()
 
     def _assign_if_joined(self) -> None:
@@ -331,6 +363,7 @@ class World:
             for partition in range(first, first + share + (at < more)):
                 tp = TP(topic, partition)
                 positions[tp] = self.committed.get(tp, self.log.topics[topic][partition].start)
+                self.owners[tp] = Owner(node.name, self.log.tick())
         self.note(f"{node.name}: generation {self.generation}, {sorted(positions.items())}")
         assigned = set(positions)
 
@@ -426,7 +459,6 @@ class World:
         """SIGKILL; what it had sent is lost, or still arrives."""
         self.note(f"{node.name}: KILLED")
         if not lost:
-            self.zombies = True
             self.orphans += [write for queue in node.writes.values() for write in queue if not write.appended]
         node.alive = False
         self._bury(node)
@@ -445,8 +477,6 @@ class World:
 
     def stop(self, node: Node) -> None:
         """SIGTERM."""
-        # Both the revocation under way and the stop write out what is there, and nothing keeps them apart.
-        self.zombies |= node.told
         self.note(f"{node.name}: asked to stop")
         if node.worker is not None:
             node.worker.ended.set()
@@ -506,7 +536,7 @@ def installed() -> Iterator[None]:
         (worker_module, "time", SimpleNamespace(monotonic=lambda: asyncio.get_running_loop().time())),
         (experiments_module, "WallClock", lambda: OWNER.get().clock),
         (secrets, "randbits", lambda bits: next(OWNER.get().world.ids)),
-        (secrets, "token_hex", lambda size: f"{next(OWNER.get().world.ids):0{2 * size}x}"),
+        (secrets, "token_hex", lambda size: OWNER.get().world.name_task(OWNER.get(), size)),
     ]
     held = [(place, name, getattr(place, name)) for place, name, _ in replaced]
     logging = structlog.get_config()
