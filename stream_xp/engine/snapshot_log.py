@@ -260,6 +260,8 @@ class SnapshotReader:
         """Every key that the topic has a value of."""
         self.began: dict[str, int] = {}
         """By source topic, the first offset that any snapshot counted, whole or not."""
+        self.unreadable = False
+        """Whether a manifest is damaged: then something was counted, and nothing says from where."""
 
     def take(self, key: bytes | None, value: bytes | None) -> None:
         """Take the next record; a null value is a deletion.
@@ -278,7 +280,9 @@ class SnapshotReader:
         if b"/" in stem:
             self._pages.setdefault(stem, {})[key] = (xxhash.xxh3_64_intdigest(value), value)
         else:
-            self._take_manifest(read_manifest(value))
+            manifest = read_manifest(value)
+            self.unreadable |= manifest is None
+            self._take_manifest(manifest)
 
     def whole(self) -> list[WholeSnapshot]:
         """The newest whole snapshots, the one that covers most first."""

@@ -260,6 +260,9 @@ class Ingest:
                 if drops != self._drops:
                     return None
                 self._tasks[partition] = task
+                # Whoever wrote the snapshot may have ended before it could commit, and a quiet partition gets no other.
+                if any(progress.next_offset is not None for progress in task.state.progress.values()):
+                    self._let_commit(task, task.position())
             return self._tasks[partition]
 
     async def _load(self, partition: int) -> PartitionTask:
@@ -270,7 +273,7 @@ class Ingest:
         starts = await self._log_starts(partition)
         state = self._newest_state(partition, reader.whole())
         if state is None:
-            self._require_beginning(partition, reader.began, starts)
+            self._require_beginning(partition, reader, starts)
             state = self._empty_state(partition)
         task = PartitionTask(state, starts=starts, left=reader.keys)
         task.snapshot_at, task.snapshot_watermark_ms = task.position(), state.watermark_ms
@@ -281,9 +284,14 @@ class Ingest:
         starts = await log_starts(self._settings, list(self._topics), partition)
         return {short: starts[name] for name, short in self._topics.items()}
 
-    def _require_beginning(self, partition: int, began: dict[str, int], starts: dict[str, int]) -> None:
+    def _require_beginning(self, partition: int, reader: SnapshotReader, starts: dict[str, int]) -> None:
         """StateError if the log no longer has what snapshots that cannot be read had counted."""
-        for topic, first in began.items():
+        if reader.unreadable and not reader.began and any(starts.values()):
+            raise StateError(
+                f"partition {partition}: no whole snapshot is left, its remains do not say where counting began, "
+                f"and the log starts at {starts}; records may have been deleted that must be counted again"
+            )
+        for topic, first in reader.began.items():
             if starts[topic] > first:
                 raise StateError(
                     f"{self._settings.topic(topic)} {partition}: no whole snapshot is left, and the log starts at "
@@ -373,11 +381,14 @@ class Ingest:
         if not self._owns(task):
             # The partition left while this was written. What stands there is true; who owns it now commits.
             return
-        for topic, offset in zip((EXPOSURES, REWARDS), position, strict=True):
-            self._source.durable(self._settings.topic(topic), task.state.partition, offset)
+        self._let_commit(task, position)
         if task.left and task.snapshots.number >= OWN_SNAPSHOTS:
             await self._write_state(task, [(key, None) for key in task.left])
             task.left.clear()
+
+    def _let_commit(self, task: PartitionTask, position: tuple[int, int]) -> None:
+        for topic, offset in zip((EXPOSURES, REWARDS), position, strict=True):
+            self._source.durable(self._settings.topic(topic), task.state.partition, offset)
 
     async def _write_state(
         self, task: PartitionTask, records: Iterable[KeyedRecord | tuple[bytes, None]]

@@ -514,6 +514,35 @@ def test_without_a_whole_snapshot_a_log_cut_since_counting_began_is_an_error_of_
     asyncio.run(scenario())
 
 
+def test_with_only_a_damaged_manifest_a_log_that_was_cut_is_an_error_of_state(log: Log) -> None:
+    async def scenario() -> None:
+        first = Parts(log)
+        await first.ingest.on_block(exposures(0, 3))
+        await first.ingest.close()
+        log.topics["xp.state"] = [
+            record._replace(value=b"?") if record.key.count(b"/") == 1 else record
+            for record in log.topics["xp.state"]
+        ]
+        await Parts(log).ingest.load([0])  # from the beginning of the log, which is all there
+        log.starts["xp.exposures"] = 2
+        with pytest.raises(StateError, match=r"partition 0: .* do not say where counting began"):
+            await Parts(log).ingest.load([0])
+
+    asyncio.run(scenario())
+
+
+def test_offsets_of_a_snapshot_that_was_not_committed_are_committed_by_whoever_loads_it(log: Log) -> None:
+    async def scenario() -> None:
+        first = Parts(log)
+        await first.ingest.on_block(exposures(0, 3))
+        await first.ingest.close()
+        second = Parts(log)
+        await second.ingest.load([0])
+        assert second.source.commits == {("xp.exposures", 0): 3, ("xp.rewards", 0): 0}
+
+    asyncio.run(scenario())
+
+
 def test_a_snapshot_of_another_lateness_refuses_to_start(log: Log) -> None:
     async def scenario() -> None:
         first = Parts(log)
