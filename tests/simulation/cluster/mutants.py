@@ -148,6 +148,16 @@ def _no_cover() -> Patch:
     return mock.patch.object(Experiments, "cover", cover)
 
 
+def _ownership_is_not_looked_at() -> Patch:
+    """What was begun with a partition goes on as if it had not left."""
+    return mock.patch.object(Ingest, "_owns", return_value=True)
+
+
+def _begin_anew() -> Patch:
+    """Without a whole snapshot counting begins wherever the log begins now."""
+    return mock.patch.object(Ingest, "_require_beginning", return_value=None)
+
+
 MUTANTS: dict[str, Callable[[], Patch]] = {
     "commit before snapshot": _commit_before_snapshot,
     "apply after a hole": _apply_after_a_hole,
@@ -161,6 +171,8 @@ MUTANTS: dict[str, Callable[[], Patch]] = {
     "signals are not read": _signals_are_not_read,
     "config before signal": _config_before_signal,
     "no cover": _no_cover,
+    "ownership is not looked at": _ownership_is_not_looked_at,
+    "begin anew": _begin_anew,
 }
 
 

@@ -8,7 +8,7 @@ from typing import TypeVar
 from stream_xp.services.ingest import STALL_S
 from tests.simulation.cluster.verdict import Verdict
 from tests.simulation.cluster.watch import BrokenError
-from tests.simulation.cluster.world import SOURCES, World
+from tests.simulation.cluster.world import SOURCES, World, is_manifest
 
 _T = TypeVar("_T")
 _ROUNDS = 160
@@ -48,6 +48,7 @@ class Schedule:
             self.truncate: 1.0,
             self.cut: 0.1,
             self.spoil: 0.3,
+            self.ruin: 0.3,
             self.change_specs: 0.7,
             self.long_silence: 0.2,
             self.starve: 0.7,
@@ -225,6 +226,15 @@ class Schedule:
         record = self._one(world.log.topics["xp.state"][partition].live[-6:])
         if record is not None and record.value:
             world.spoil(partition, record.offset, world.rng.randrange(len(record.value) * 9))
+
+    def ruin(self) -> None:
+        """No snapshot of a partition can be read any more, and perhaps not even where counting began."""
+        world = self.world
+        partition = world.rng.randrange(world.settings.partitions)
+        spares_manifests = world.rng.random() < 0.7
+        for record in world.log.topics["xp.state"][partition].live:
+            if record.value and not (spares_manifests and is_manifest(record.key)):
+                world.spoil(partition, record.offset, world.rng.randrange(len(record.value) * 8))
 
     def change_specs(self) -> None:
         self.world.change_specs(self.world.rng.randrange(100))

@@ -224,7 +224,7 @@ class World:
             value = bytes(byte ^ (1 << at % 8) * (i == at // 8) for i, byte in enumerate(record.value))
         self.note(f"xp.state/{partition} {offset} {record.key!r} is {'gone' if value is None else 'damaged'}")
         self.log.spoil("xp.state", partition, offset, value)
-        if value is None and b"/" not in record.key.partition(b"/")[2]:
+        if value is None and is_manifest(record.key):
             self.watch.vanished.add(partition)
         self.watch.spoilt.add(partition)
 
@@ -511,6 +511,11 @@ class World:
         self.loop.discard(None)
 
 
+def is_manifest(key: bytes | None) -> bool:
+    """Whether a record of the state topic says that a snapshot is whole; the others are parts of one."""
+    return key is not None and key.count(b"/") == 1
+
+
 class _Drop:
     """A logger's last processor: lines go to the trace of the world whose code runs."""
 
@@ -534,7 +539,7 @@ def installed() -> Iterator[None]:
         (worker_module, "create_app", lambda settings, loop: OWNER.get().app),
         (worker_module, "_in_daemon_thread", _at_once),
         (worker_module, "time", SimpleNamespace(monotonic=lambda: asyncio.get_running_loop().time())),
-        (experiments_module, "WallClock", lambda: OWNER.get().clock),
+        (experiments_module, "WallClock", lambda: OWNER.get().spec_clock),
         (secrets, "randbits", lambda bits: next(OWNER.get().world.ids)),
         (secrets, "token_hex", lambda size: OWNER.get().world.name_task(OWNER.get(), size)),
     ]
