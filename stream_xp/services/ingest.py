@@ -271,10 +271,8 @@ class Ingest:
             for record in batch:
                 reader.take(record.key, record.value)
         starts = await self._log_starts(partition)
-        state = self._newest_state(partition, reader.whole())
-        if state is None:
-            self._require_beginning(partition, reader, starts)
-            state = self._empty_state(partition)
+        state = self._newest_state(partition, reader.whole()) or self._empty_state(partition)
+        self._require_beginning(state, reader, starts)
         task = PartitionTask(state, starts=starts, left=reader.keys)
         task.snapshot_at, task.snapshot_watermark_ms = task.position(), state.watermark_ms
         log.info("partition loaded", partition=partition, units=state.units, next=task.position())
@@ -284,18 +282,22 @@ class Ingest:
         starts = await log_starts(self._settings, list(self._topics), partition)
         return {short: starts[name] for name, short in self._topics.items()}
 
-    def _require_beginning(self, partition: int, reader: SnapshotReader, starts: dict[str, int]) -> None:
-        """StateError if the log no longer has what snapshots that cannot be read had counted."""
-        if reader.unreadable and not reader.began and any(starts.values()):
+    def _require_beginning(
+        self, state: PartitionState, reader: SnapshotReader, starts: dict[str, int]
+    ) -> None:
+        """StateError if the log no longer has what snapshots that cannot be read had counted of a topic."""
+        anew = [topic for topic, progress in state.progress.items() if progress.next_offset is None]
+        if len(anew) == len(starts) and reader.unreadable and not reader.began and any(starts.values()):
             raise StateError(
-                f"partition {partition}: no whole snapshot is left, its remains do not say where counting began, "
+                f"partition {state.partition}: no whole snapshot is left, its remains do not say where counting began, "
                 f"and the log starts at {starts}; records may have been deleted that must be counted again"
             )
-        for topic, first in reader.began.items():
+        for topic in anew:
+            first = reader.began.get(topic, starts[topic])
             if starts[topic] > first:
                 raise StateError(
-                    f"{self._settings.topic(topic)} {partition}: no whole snapshot is left, and the log starts at "
-                    f"{starts[topic]}, but counting began at {first}; records were deleted that must be counted again"
+                    f"{self._settings.topic(topic)} {state.partition}: no whole snapshot is left, and the log starts "
+                    f"at {starts[topic]}, but counting began at {first}; records were deleted that must be counted again"
                 )
 
     def _newest_state(self, partition: int, snapshots: list[WholeSnapshot]) -> PartitionState | None:

@@ -11,7 +11,7 @@ from tests.simulation.cluster.watch import BrokenError
 from tests.simulation.cluster.world import SOURCES, World, is_manifest
 
 _T = TypeVar("_T")
-_ROUNDS = 160
+_ROUNDS = 120
 _MOST_NODES = 3
 _COMPACTED = ("xp.state", "xp.stats", "xp.results", "xp.config", "xp.deadletter")
 
@@ -284,7 +284,7 @@ def run_out(world: World) -> bool:
             return False
         if _is_settled(world):
             break
-        if at % 50 == 49:
+        if at % 25 == 24:
             _outwait(world)
     else:
         if world.watch.stands_still():
@@ -332,7 +332,7 @@ def _round(world: World, *, evaluates: bool) -> None:
     _let_go(world)
     for node in world.nodes:
         world.commit(node)
-    world.pass_time(300 if _is_read(world) else 30)
+    world.pass_time(700 if _is_read(world) else 30)
 
 
 def _let_go(world: World) -> None:

@@ -514,6 +514,26 @@ def test_without_a_whole_snapshot_a_log_cut_since_counting_began_is_an_error_of_
     asyncio.run(scenario())
 
 
+def test_what_a_damaged_snapshot_counted_of_one_topic_is_asked_of_a_snapshot_without_it(log: Log) -> None:
+    async def scenario() -> None:
+        first = Parts(log)
+        await first.ingest.on_block(exposures(0, 3))
+        await first.ingest.close()
+        log.topics["xp.state"] = [
+            record._replace(value=b"?") if record.key.count(b"/") == 2 else record
+            for record in log.topics["xp.state"]
+        ]
+        # Counts again from the beginning, and writes a snapshot before it has any exposure.
+        second = Parts(log)
+        await second.ingest.on_block(exposures(0, 5, topic="xp.rewards"))
+        await second.ingest.close()
+        log.starts["xp.exposures"] = 2
+        with pytest.raises(StateError, match=r"xp\.exposures 0: no whole snapshot .* began at 0"):
+            await Parts(log).ingest.load([0])
+
+    asyncio.run(scenario())
+
+
 def test_with_only_a_damaged_manifest_a_log_that_was_cut_is_an_error_of_state(log: Log) -> None:
     async def scenario() -> None:
         first = Parts(log)
