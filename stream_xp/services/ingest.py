@@ -297,7 +297,8 @@ class Ingest:
             if starts[topic] > first:
                 raise StateError(
                     f"{self._settings.topic(topic)} {state.partition}: no whole snapshot is left, and the log starts "
-                    f"at {starts[topic]}, but counting began at {first}; records were deleted that must be counted again"
+                    f"at {starts[topic]}, but counting began at {first}; records were deleted that must be "
+                    "counted again"
                 )
 
     def _newest_state(self, partition: int, snapshots: list[WholeSnapshot]) -> PartitionState | None:
