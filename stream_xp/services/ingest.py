@@ -43,6 +43,8 @@ QUIET_FLUSHES = 4
 """Statistics that did not change are published again every so many flushes while offsets move on."""
 STALL_S = 60.0
 """A partition with more to read that applies nothing for so long ends the worker."""
+ASK_S = 10.0
+"""It is asked for again after so long: a state that goes on before the committed offset gets no block to say so."""
 
 
 class Source(Protocol):
@@ -78,6 +80,7 @@ class PartitionTask:
         self.next_snapshot = 0.0
         self.sought: dict[str, int] = {}
         self.advanced: dict[str, tuple[int, float]] = {}
+        self.asked: dict[str, int] = {}
 
     def next_offset(self, topic: str) -> int:
         """The offset this topic's partition must go on at."""
@@ -155,7 +158,7 @@ class Ingest:
         for task in list(self._tasks.values()):
             async with task.lock:
                 if self._owns(task):
-                    self._check_progress(task)
+                    await self._check_progress(task)
                     self._advance_quiet(task)
                     await self._publish(task)
                     await self._snapshot_if_due(task)
@@ -196,8 +199,8 @@ class Ingest:
         for letter in letters:
             task.dead_letters.append(await self._send_dead_letter(letter))
 
-    def _check_progress(self, task: PartitionTask) -> None:
-        """End the worker where a partition has more to read and does not go on: Faust would not say so."""
+    async def _check_progress(self, task: PartitionTask) -> None:
+        """Ask again where a partition has more to read and does not go on, then end the worker: Faust says nothing."""
         now = asyncio.get_running_loop().time()
         for name, topic in self._topics.items():
             offset = task.next_offset(topic)
@@ -205,6 +208,10 @@ class Ingest:
             held, since = task.advanced.get(topic, (-1, now))
             if offset != held or (end is not None and end[0] <= offset):
                 task.advanced[topic] = (offset, now)
+            elif now - since > ASK_S and task.asked.get(topic) != offset:
+                task.asked[topic] = offset
+                log.warning("nothing comes", topic=name, partition=task.state.partition, wanted=offset)
+                await self._source.seek(name, task.state.partition, offset)
             elif now - since > STALL_S:
                 raise DependencyError(
                     f"{name} {task.state.partition}: nothing was applied for {STALL_S:g} s at offset {offset}, "

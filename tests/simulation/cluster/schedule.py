@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from stream_xp.services.ingest import STALL_S
+from stream_xp.services.ingest import ASK_S, STALL_S
 from tests.simulation.cluster.verdict import Verdict
 from tests.simulation.cluster.watch import BrokenError
 from tests.simulation.cluster.world import SOURCES, World, is_manifest
@@ -284,7 +284,9 @@ def run_out(world: World) -> bool:
             return False
         if _is_settled(world):
             break
-        if at % 25 == 24:
+        if at % 20 == 9:
+            world.pass_time(int(ASK_S * 1000) + 1_000)
+        elif at % 20 == 19:
             _outwait(world)
     else:
         if world.watch.stands_still():
@@ -356,8 +358,16 @@ def _let_go(world: World) -> None:
 
 
 def _is_settled(world: World) -> bool:
-    """Whether everything is committed, and every window and wait has ended for everybody's clock."""
-    return not world.rebalancing and bool(world.members) and _is_read(world) and world.everything_is_old()
+    """Whether everything is committed and covered, and every window and wait has ended for everybody's clock."""
+    done = not world.rebalancing and bool(world.members) and _is_read(world) and world.everything_is_old()
+    return done and (world.watch.stands_still() or all(_is_covered(world, at) for at in world.watch.spoilt))
+
+
+def _is_covered(world: World, partition: int) -> bool:
+    """Whether somebody has read everything, also if a damaged snapshot made it begin before what is committed."""
+    ends = tuple(world.log.topics[name][partition].end for name in SOURCES)
+    held = [node.worker.ingest._tasks.get(partition) for node in world.members if node.worker is not None]
+    return ends in [task.position() for task in held if task is not None]
 
 
 def _is_read(world: World) -> bool:

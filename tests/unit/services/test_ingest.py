@@ -563,6 +563,20 @@ def test_offsets_of_a_snapshot_that_was_not_committed_are_committed_by_whoever_l
     asyncio.run(scenario())
 
 
+def test_what_does_not_come_is_asked_for_once(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        monkeypatch.setattr(module, "ASK_S", 0.0)
+        parts = Parts(log)
+        parts.source.ends = {"xp.exposures": (3, T), "xp.rewards": (0, T)}
+        await parts.ingest.load([0])  # behind the consumer, which stands at the end and has nothing to give
+        for _ in range(3):
+            await parts.ingest.flush()
+            await asyncio.sleep(0.001)
+        assert parts.source.seeks == [("xp.exposures", 0, 0)]
+
+    asyncio.run(scenario())
+
+
 def test_a_snapshot_of_another_lateness_refuses_to_start(log: Log) -> None:
     async def scenario() -> None:
         first = Parts(log)
