@@ -1,8 +1,7 @@
-"""Teeth: each fault that is put into the services is found by the schedules, and within how many."""
+"""Teeth: each fault that is put into the services is found by the schedules, from a seed that is named."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -12,11 +11,22 @@ from tests.simulation.cluster.schedule import Schedule
 from tests.simulation.cluster.watch import BrokenError
 from tests.simulation.cluster.world import installed
 
-LIMIT = 150
-RARE = {"no wait for dead letters": 115, "signals are not read": 121}
-"""Found too seldom for every run of the tests: the seed that finds it, from a longer run."""
-SLOW, SLOW_LIMIT = ("no cover", "no latch"), 600
-NAMED = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in sorted(MUTANTS)]
+SEEDS = {
+    "apply after a hole": 0,
+    "apply repeats": 5,
+    "commit before snapshot": 0,
+    "config before signal": 1,
+    "no latch": 35,
+    "no wait for acknowledgement": 0,
+    "no wait for dead letters": 237,
+    "no wait for snapshots": 0,
+    "oldest snapshot": 0,
+    "ownership is not looked at": 6,
+    "signals are not read": 130,
+    "state is kept at a rebalance": 12,
+}
+"""The first seed that finds each; after a change of the world it may be another, which `FURTHER` allows for."""
+FURTHER = 60
 
 
 @pytest.fixture(autouse=True)
@@ -25,17 +35,14 @@ def cluster() -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.parametrize("name", sorted(MUTANTS))
 def test_a_fault_is_found(name: str) -> None:
-    first = RARE.get(name, 0)
-    count = 1 if name in RARE else SLOW_LIMIT if name in SLOW else LIMIT
-    began_s = time.process_time()
+    first = SEEDS[name]
     with active(name):
-        for seed in range(first, first + count):
+        for seed in range(first, first + FURTHER):
             try:
                 Schedule(seed).run()
             except BrokenError as error:
-                spent_s = time.process_time() - began_s
-                print(f"{name}: {seed + 1 - first} schedules, {spent_s:.1f} s: {str(error)[:150]}")
+                print(f"{name}: seed {seed}: {str(error)[:150]}")
                 return
-    pytest.fail(f"{name} was not found")
+    pytest.fail(f"{name} was not found from seed {first} on")
