@@ -21,9 +21,9 @@ SEEDS = {
     "no wait for dead letters": 237,
     "no wait for snapshots": 0,
     "oldest snapshot": 0,
-    "ownership is not looked at": 6,
+    "ownership is not looked at": 234,
     "signals are not read": 130,
-    "state is kept at a rebalance": 12,
+    "state is kept at a rebalance": 84,
 }
 """The first seed that finds each; after a change of the world it may be another, which `FURTHER` allows for."""
 FURTHER = 60
