@@ -294,7 +294,8 @@ class Ingest:
     ) -> None:
         """StateError if the log no longer has what snapshots that cannot be read had counted of a topic."""
         anew = [topic for topic, progress in state.progress.items() if progress.next_offset is None]
-        if len(anew) == len(starts) and reader.unreadable and not reader.began and any(starts.values()):
+        unknown = [topic for topic in anew if topic not in reader.began and starts[topic]]
+        if reader.unreadable and unknown:
             raise StateError(
                 f"partition {state.partition}: no whole snapshot is left, its remains do not say where counting began, "
                 f"and the log starts at {starts}; records may have been deleted that must be counted again"

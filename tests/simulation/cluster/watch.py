@@ -176,6 +176,7 @@ class Watch:
         counted = self._world.committed_at(f"xp.{name}", partition) > began
         if first != began and partition not in self.vanished and (counted or partition not in self.cut):
             self.fail("I2", f"{name} {partition}: counted from {began}, and now from {first}")
+        self._began[name, partition] = first
 
     def _take_result(self, writer: tuple[str, int], result: Result) -> None:
         for name, life, earlier in reversed(self.results):
