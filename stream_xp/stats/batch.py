@@ -825,7 +825,8 @@ def excess_arrays(
     if np.any(relative & ~((edge > -1) & (edge < 1e100))):
         raise ValueError("margin must be greater than -1 and less than 1e100 when relative")
     with np.errstate(over="ignore"):
-        mirrored = np.signbit(edge) != np.signbit(means.control_mean)
+        # The sign of a control mean of 0 is unknown: the larger variance of the two.
+        mirrored = (np.signbit(edge) != np.signbit(means.control_mean)) & (means.control_mean != 0)
         factor = np.where(relative, 1.0 + np.where(mirrored, -np.abs(edge), np.abs(edge)), 1.0)
         difference = means.treatment_mean - means.control_mean
         excess = difference - np.where(relative, edge * np.abs(means.control_mean), edge)

@@ -381,8 +381,9 @@ def one_sided_test(
     The result is about the *excess* over the margin: m1 - m0 - margin for an absolute margin,
     m1 - m0 - margin * abs(m0) for a relative one, that is m1 - (1 + margin) * m0 for a control mean that
     is not negative, with the variance of that linear combination (no delta method). The sign of m0 is
-    that of its estimate. H0 is rejected when 0 lies outside the sequence, equivalently when
-    ``log_e >= ln(1/alpha)``. Add an absolute margin to the three numbers to get them for the effect.
+    that of its estimate; where that is 0, the one that gives the larger variance. H0 is rejected when 0 lies
+    outside the sequence, equivalently when ``log_e >= ln(1/alpha)``. Add an absolute margin to the three
+    numbers to get them for the effect.
 
     Args:
         means: from `summarise`.
@@ -556,5 +557,6 @@ def _excess(means: ArmMeans, margin: float, *, margin_kind: MarginKind) -> tuple
         raise ValueError(f"margin_kind must be 'absolute' or 'relative', got {margin_kind!r}")
     if not -1 < margin < 1e100:
         raise ValueError(f"margin must be greater than -1 and less than 1e100 when relative, got {margin}")
-    factor = 1.0 + math.copysign(margin, margin * means.control_mean)
+    # The sign of a control mean of 0 is unknown: the larger variance of the two.
+    factor = 1.0 + math.copysign(margin, margin * (means.control_mean or margin))
     return difference - margin * abs(means.control_mean), combined_variance(means, factor)

@@ -18,6 +18,7 @@ from stream_xp.stats import (
     Undetermined,
     fieller_bounds,
     guarded_variance,
+    log_e_one_sided,
     mean_difference,
     one_sided_rho2,
     one_sided_test,
@@ -27,6 +28,7 @@ from stream_xp.stats import (
     summarise,
     tuned_rho2,
 )
+from stream_xp.stats.batch import MeansArrays, excess_arrays
 from stream_xp.stats.mean_difference import (
     NO_VARIANCE,
     TOO_FEW_UNITS,
@@ -333,6 +335,17 @@ def test_relative_margin_is_the_linear_combination_with_its_own_variance():
     radius = math.sqrt(0.02 + 1.02**2 * 0.01) * radius_multiplier_one_sided(1000 * SIDED, ALPHA)
     assert evidence.estimate == pytest.approx(10.5 - 1.02 * 10.0, rel=1e-12)
     assert (evidence.lower, evidence.upper) == (-math.inf, pytest.approx(evidence.estimate + radius))
+
+
+@pytest.mark.parametrize("margin", [0.5, -0.5])
+def test_relative_margin_of_a_control_mean_of_0_has_the_larger_variance(margin):
+    means = ArmMeans(0.0, 1.0, 0.04, 0.09, 1000)
+    found = one_sided(means, margin=margin, margin_kind="relative")
+    se = math.sqrt(0.09 + 1.5**2 * 0.04)
+    assert found.log_e == pytest.approx(log_e_one_sided(1.0 / se, 1000 * SIDED), rel=1e-12)
+    arrays = MeansArrays(*(np.array([v]) for v in (0.0, 1.0, 0.04, 0.09, 1000.0)), np.zeros(1, np.int8))
+    excess, variance = excess_arrays(arrays, margin=margin, margin_kind="relative")
+    assert (excess[0], variance[0]) == (1.0, pytest.approx(se**2))
 
 
 def test_relative_margin_of_a_negative_mean_is_a_share_of_its_size():
