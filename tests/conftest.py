@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,6 +30,11 @@ _FOLDER = pytest.StashKey[Path]()
 _HOLD = pytest.StashKey[int]()
 _SEEN = pytest.StashKey[dict[str, str]]()
 
+
+# A busy machine is no reason for a property to fail.
+settings.register_profile("default", settings(suppress_health_check=[HealthCheck.too_slow]))
+settings.register_profile("ci", settings.get_profile("default"), derandomize=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 # kafka-python reads its own schemas with a function that Python 3.11 calls deprecated.
 KAFKA_PYTHON_WARNING = "ignore:(read|open)_text is deprecated:DeprecationWarning"
