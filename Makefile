@@ -66,7 +66,7 @@ calibrate: $(STAMP) ## Measure the error rate of every method and write docs/cal
 chaos: $(STAMP) ## Inject every fault of docs/guarantees.md on an Apache Kafka; most of an hour (CHAOS_ARGS="-k zombie")
 	$(BIN)/python -m tests.chaos full $(CHAOS_ARGS)
 
-chaos-short: $(STAMP) ## The faults that stand for the others; a few minutes
+chaos-short: $(STAMP) ## The faults that stand for the others; over seven minutes
 	$(BIN)/python -m tests.chaos short $(CHAOS_ARGS)
 
 fuzz: $(STAMP) ## Put a million mutated records through every decoder (FUZZ_ARGS="--seed 2")
