@@ -163,7 +163,6 @@ class Rig:
         self.traffics: list[Traffic] = []
         self.faults = 0
         self._lifted: list[tuple[int, Places]] = []
-        self._prepared = False
         self._seed = f"{seed} {name}"
         self._checks = 0
         self._differences = 0
@@ -186,7 +185,6 @@ class Rig:
 
     def prepare(self, *specs: ExperimentSpec) -> None:
         """Make the topics and apply the specs."""
-        self._prepared = True
         for spec in specs or (SPEC,):
             prepare(self.settings, spec)
 
@@ -273,7 +271,7 @@ class Rig:
             name=self.name,
             faults=self.faults,
             bad_records=sum(one.bad.total() + one.copies.total() for one in sent),
-            events=sum(ends(self.settings).values()) if self._prepared else 0,
+            events=sum(ends(self.settings).values()) if self.traffics else 0,
             checks=self._checks,
             differences=self._differences,
             worst_recovery_s=round(max(recoveries), 1) if recoveries else None,
