@@ -262,6 +262,8 @@ class SnapshotReader:
         """By source topic, the first offset that any snapshot counted, whole or not."""
         self.unreadable = False
         """Whether a manifest is damaged: then something was counted, and nothing says from where."""
+        self.damaged: dict[str, str] = {}
+        """By writer, why its newest snapshot is not whole; one that was not finished is no damage."""
 
     def take(self, key: bytes | None, value: bytes | None) -> None:
         """Take the next record; a null value is a deletion.
@@ -281,15 +283,18 @@ class SnapshotReader:
             self._pages.setdefault(stem, {})[key] = (xxhash.xxh3_64_intdigest(value), value)
         else:
             manifest = read_manifest(value)
-            self.unreadable |= manifest is None
-            self._take_manifest(manifest)
+            if manifest is None:
+                self.unreadable = True
+                self.damaged[_writer_of(key)] = "its manifest is no manifest, or its hash is wrong"
+            else:
+                self._take_manifest(manifest)
 
     def whole(self) -> list[WholeSnapshot]:
         """The newest whole snapshots, the one that covers most first."""
         return self._whole[::-1]
 
-    def _take_manifest(self, manifest: Manifest | None) -> None:
-        if manifest is None or manifest.partition != self._partition:
+    def _take_manifest(self, manifest: Manifest) -> None:
+        if manifest.partition != self._partition:
             return
         for topic, progress in (("exposures", manifest.exposures), ("rewards", manifest.rewards)):
             if progress.first_offset is not None:
@@ -301,16 +306,25 @@ class SnapshotReader:
         for part, key, digest in manifest.page_keys():
             found = there.get(key)
             if found is None or found[0] != digest:
+                # Without damage only an older one can miss a page, which was written over; then a newer one follows.
+                why = "is missing" if found is None else "is not the one that the manifest names"
+                self.damaged[manifest.writer] = f"page {key.decode()} {why}"
                 return
             pages[part].append(found[1])
             used[key] = found
         if any(len(pages[name]) != part.count for name, part in manifest.parts.items()):
+            self.damaged[manifest.writer] = "its manifest does not name every page"
             return
+        self.damaged.pop(manifest.writer, None)
         # What this one does not use is written again before any later one uses it.
         self._pages[stem] = used
         # Of two with the same offsets the later one has the later watermark; sorting keeps their order.
         self._whole.append(WholeSnapshot(manifest, pages))
         self._whole = sorted(self._whole, key=lambda one: one.manifest.applied)[-_KEPT:]
+
+
+def _writer_of(key: bytes) -> str:
+    return key.rpartition(b"/")[2].rpartition(b".")[0].decode(errors="replace")
 
 
 def read_manifest(value: bytes) -> Manifest | None:

@@ -277,6 +277,8 @@ class Ingest:
         async for batch in _batches(read_all(self._settings, self._settings.topic("state"), [partition])):
             for record in batch:
                 reader.take(record.key, record.value)
+        for name, why in reader.damaged.items():
+            log.error("snapshot passed over", partition=partition, snapshot=name, error=why)
         starts = await self._log_starts(partition)
         state = self._newest_state(partition, reader.whole()) or self._empty_state(partition)
         self._require_beginning(state, reader, starts)

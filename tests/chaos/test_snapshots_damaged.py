@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from stream_xp.services.oracle.recompute import LoggedRecord
 
-DAMAGES = ("newest chunks flipped", "all chunks flipped", "all cut off", "no manifests", "topic emptied")
+DAMAGES = ("newest page flipped", "all pages flipped", "all cut off", "no manifests", "topic emptied")
 
 
 @pytest.mark.chaos("snapshots damaged or missing")
@@ -33,39 +33,56 @@ def test_damaged_snapshots_cost_a_replay_and_no_truth(rig: Rig) -> None:
             rig.check()
             worker.finish()
             loaded = worker.events("partition loaded")
-        if damage == "topic emptied":
-            assert all(line["units"] == 0 for line in loaded), loaded
-        elif damage != "no manifests":
-            assert worker.events("snapshot passed over") or damage == "all cut off", worker.log[-3000:]
+            passed_over = {line["partition"] for line in worker.events("snapshot passed over")}
+        whole = damage == "newest page flipped"
+        assert all((line["units"] > 0) == whole for line in loaded), (damage, loaded)
+        wanted = set() if damage == "topic emptied" else set(range(rig.settings.partitions))
+        assert passed_over == wanted, worker.log[-3000:]
 
 
 def do(rig: Rig, damage: str) -> None:
-    """Write the damage behind what is there, under the same keys, as a bad disk or a bad writer would."""
-    if damage == "topic emptied":
-        remake(rig.settings, "state")
-        return
+    """Have the damage where the records are, as a bad disk has it: what is only written behind them changes nothing."""
     topic = rig.settings.topic("state")
+    with open_reader(rig.settings) as reader:
+        found = [reader.read_all(topic, partition) for partition in range(rig.settings.partitions)]
+    remake(rig.settings, "state")
+    if damage == "topic emptied":
+        return
     producer = KafkaProducer(**rig.settings.kafka_python_options(), acks="all", max_request_size=2**21)
     try:
-        with open_reader(rig.settings) as reader:
-            for partition in range(rig.settings.partitions):
-                for record in damaged(reader.read_all(topic, partition), damage):
-                    producer.send(topic, key=record[0], value=record[1], partition=partition)
+        for partition, records in enumerate(found):
+            for key, value in damaged(records, damage):
+                producer.send(topic, key=key, value=value, partition=partition)
         producer.flush(30)
     finally:
         producer.close(timeout=10)
 
 
-def damaged(records: list[LoggedRecord], damage: str) -> list[tuple[bytes, bytes]]:
-    """The records to write behind the ones that are there."""
-    newest = {one.key: one.value for one in records if one.key and one.value}
-    chunks = {key: value for key, value in newest.items() if not value.startswith(b"{")}
-    if damage == "no manifests":
-        return [(key, b"{") for key in newest.keys() - chunks.keys()]
-    if damage == "newest chunks flipped":
-        last = [one.key for one in records if one.key in chunks][-1]
-        chunks = {last: chunks[last]}
-    if damage == "all cut off":
-        return [(key, value[:-7]) for key, value in chunks.items()]
-    # The head of a chunk names its snapshot; the byte is flipped behind it.
-    return [(key, value[:-9] + bytes([value[-9] ^ 1]) + value[-8:]) for key, value in chunks.items()]
+def damaged(records: list[LoggedRecord], damage: str) -> list[tuple[bytes, bytes | None]]:
+    """Key and value of every record, some of them damaged."""
+    manifests = [at for at, one in enumerate(records) if one.value and is_manifest(one)]
+    pages = [at for at, one in enumerate(records) if one.value and not is_manifest(one)]
+    if damage == "newest page flipped":
+        # The newest that a manifest names: what follows the last manifest is of a snapshot that was not finished.
+        pages = [at for at in pages if at < manifests[-1]][-1:]
+    chosen, change = {
+        "newest page flipped": (pages, flipped),
+        "all pages flipped": (pages, flipped),
+        "all cut off": (pages, lambda value: value[:-7]),
+        "no manifests": (manifests, lambda _: b"{"),
+    }[damage]
+    places = set(chosen)
+    return [
+        (one.key or b"", change(one.value) if at in places and one.value else one.value)
+        for at, one in enumerate(records)
+    ]
+
+
+def is_manifest(record: LoggedRecord) -> bool:
+    """Manifests are under the key of their writer, pages below it."""
+    return (record.key or b"").count(b"/") == 1
+
+
+def flipped(value: bytes) -> bytes:
+    """One byte with one bit the other way."""
+    return value[:-9] + bytes([value[-9] ^ 1]) + value[-8:]

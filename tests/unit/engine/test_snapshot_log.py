@@ -273,6 +273,32 @@ def test_what_others_wrote_on_the_topic_is_passed_over() -> None:
     assert whole_snapshots(PARTITION, strange) == []
 
 
+def damage(records: list[KeyedRecord]) -> dict[str, str]:
+    reader = SnapshotReader(PARTITION)
+    for key, value in records:
+        reader.take(key, value)
+    return reader.damaged
+
+
+def test_damage_of_the_newest_snapshot_is_named_and_what_was_not_finished_is_none() -> None:
+    owner = writer()
+    first, second = write(owner, State(5)), write(owner, State(9))
+    both = first + second
+    assert damage(both) == damage(compacted(both)) == damage([*both, second[0]._replace(value=b"?")]) == {}
+    unfinished = [*owner.begin(State(11).state).pages()]
+    assert damage(both + unfinished) == damage(compacted(both + unfinished)) == {}
+    page = second[0]
+    flipped = [*first, page._replace(value=b"?"), *second[1:]]
+    assert damage(flipped) == {"one": f"page {page.key.decode()} is not the one that the manifest names"}
+    assert applied(flipped) == [5]
+    assert damage(first + second[1:]) == {"one": f"page {page.key.decode()} is missing"}
+    assert damage([*first, *second[:-1], second[-1]._replace(value=b"{")]) == {
+        "one": "its manifest is no manifest, or its hash is wrong"
+    }
+    assert damage([*flipped, *write(owner, State(11))]) == {}
+    assert damage([*flipped, *write(writer("two"), State(5))]) == damage(flipped)
+
+
 def test_a_snapshot_of_another_partition_is_none() -> None:
     assert whole_snapshots(PARTITION + 1, write(writer(), State(5))) == []
 
