@@ -46,7 +46,7 @@ def stopped(settings: Settings) -> set[str]:
 
 @pytest.mark.chaos("kill -9 of decide, between effects", short=True)
 def test_killed_between_effects(rig: Rig) -> None:
-    boundaries = list(BOUNDARIES[: rig.count(dev=3, short=5, full=8)]) * rig.count(dev=1, short=1, full=5)
+    boundaries = list(BOUNDARIES[: rig.count(dev=3, short=3, full=8)]) * rig.count(dev=1, short=1, full=5)
     rig.random.shuffle(boundaries)
     names = [f"decided-{n}" for n in range(len(boundaries))]
     rig.prepare(*(msgspec.structs.replace(SPEC, experiment=name) for name in names))

@@ -28,7 +28,7 @@ def test_killed_at_random_moments(rig: Rig) -> None:
     rig.prepare()
     traffic = rig.traffic()
     with traffic.flowing():
-        for _ in range(rig.count(dev=2, short=4, full=30)):
+        for _ in range(rig.count(dev=2, short=3, full=30)):
             with rig.worker() as worker:
                 worker.wait_started()
                 time.sleep(rig.random.uniform(0.0, 2.0))
