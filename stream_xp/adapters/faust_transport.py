@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import inspect
 import struct
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -75,6 +76,7 @@ class BlockRecords(_STOCK_PARTITION_RECORDS):
                 keys=[record.key for record in records],
                 values=[record.value for record in records],
                 headers=[record.headers for record in records],
+                fetched_ns=time.monotonic_ns(),
             )
 
     def _consumer_record(self, tp: Any, record: Any) -> Any:

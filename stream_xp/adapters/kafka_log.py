@@ -171,10 +171,15 @@ class LogTail:
         return await _reached(self._read(ends), f"read {self._topic}", _READ_DEADLINE_S)  # type: ignore[no-any-return]
 
     async def _read(self, ends: dict[Any, int]) -> tuple[list[LogRecord], bool]:
+        if await self._stands_at(ends):
+            # Whoever waits to hear that there is nothing new must not wait for something new.
+            return [], True
         batches = await self._consumer.getmany(*self._assigned, timeout_ms=50)
         records = [_record(record) for batch in batches.values() for record in batch]
-        positions = [await self._consumer.position(tp) >= ends[tp] for tp in self._assigned]
-        return records, all(positions)
+        return records, await self._stands_at(ends)
+
+    async def _stands_at(self, ends: dict[Any, int]) -> bool:
+        return all([await self._consumer.position(tp) >= ends[tp] for tp in self._assigned])
 
 
 @contextlib.asynccontextmanager

@@ -29,6 +29,7 @@ class Block(NamedTuple):
         fetch_offset: the offset that was asked for; nothing between it and `next_offset` is missing.
         next_offset: the offset to fetch next.
         timestamps_ms: the broker's append times.
+        fetched_ns: monotonic clock of the process when it had these records; None where nobody looked.
     """
 
     topic: str
@@ -40,6 +41,7 @@ class Block(NamedTuple):
     keys: Sequence[bytes | None]
     values: Sequence[bytes | None]
     headers: Sequence[Headers]
+    fetched_ns: int | None = None
 
     def since(self, offset: int) -> Block:
         """The records at or after `offset`."""

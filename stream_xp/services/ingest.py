@@ -149,7 +149,10 @@ class Ingest:
             if block.fetch_offset > wanted:
                 await self._seek_back(task, topic, block.fetch_offset)
                 return
-            await self._experiments.cover(max(block.timestamps_ms, default=0))
+            if block.timestamps_ms:
+                newest_ms = max(block.timestamps_ms)
+                log_ms = max(task.state.log_ms(topic), newest_ms)
+                await self._experiments.cover(log_ms, fetched_ns=block.fetched_ns)
             if self._owns(task):
                 await self._apply(task, topic, block.since(wanted))
 

@@ -9,6 +9,7 @@ import asyncio
 import inspect
 import re
 import threading
+import time
 import tomllib
 from collections import defaultdict
 from importlib.metadata import version
@@ -116,7 +117,9 @@ def test_partition_records_keep_position_and_deserializer(stock_records: Any) ->
 def test_a_block_holds_what_the_stock_reader_yields(stock_records: Any) -> None:
     raw = batch([b"a", b"b", b"c"], base_offset=4)
     stock_found = list(read(stock_records, raw, 5))
+    before_ns = time.monotonic_ns()
     (block,) = read(BlockRecords, raw, 5, as_blocks)
+    assert before_ns <= block.fetched_ns <= time.monotonic_ns()
     assert (block.topic, block.partition, block.fetch_offset, block.next_offset) == ("xp.exposures", 3, 5, 7)
     assert block.offsets == [record.offset for record in stock_found] == [5, 6]
     assert block.timestamps_ms == [record.timestamp for record in stock_found]

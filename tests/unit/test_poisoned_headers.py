@@ -38,7 +38,8 @@ def batch(base_offset: int, *headers: list[tuple[str, bytes]]) -> bytes:
 
 
 def blocks(raw: bytes, records: type = ForgivingRecords) -> list[Any]:
-    return list(BlockRecords(AT, records(raw), [], 0, None, as_blocks, True, 0))
+    found = BlockRecords(AT, records(raw), [], 0, None, as_blocks, True, 0)
+    return [block._replace(fetched_ns=None) for block in found]
 
 
 GOOD, POISON = [("x", b"1")], [("ab", b"2"), ("content-type", b"application/json")]

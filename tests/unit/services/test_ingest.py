@@ -120,7 +120,7 @@ class Specs:
         self.covered = asyncio.Event()
         self.covered.set()
 
-    async def cover(self, log_ms: int) -> None:
+    async def cover(self, log_ms: int, *, fetched_ns: int | None = None) -> None:
         await self.covered.wait()
 
 
