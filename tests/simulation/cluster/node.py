@@ -56,9 +56,6 @@ class Node:
         self.world, self.name = world, name
         self.alive, self.paused = True, False
         self.clock = NodeClock(world, skew_ms)
-        # Never ahead: a worker whose clock is s ahead, and whose reader of specs stays behind for the whole activation
-        # delay, takes events of the last s for covered, and counts them by specs that are not in force any more.
-        self.spec_clock = NodeClock(world, min(skew_ms, 0))
         self.writes: dict[tuple[str, int], deque[Write]] = {}
         self.generation = -1
         self.life = 0

@@ -224,7 +224,6 @@ class _Prober:
 
     def __init__(self, world: Any) -> None:
         self.world, self.clock = world, NodeClock(world, 0)
-        self.spec_clock = self.clock
         self.written: list[Write] = []
         self.following: dict[str, int] = {}
 

@@ -429,7 +429,7 @@ class World:
         if block is not None and consumer.positions[tp] == position:
             consumer.positions[tp] = block.next_offset
             self.note(f"{node.name}: gets {tp.topic}/{tp.partition} {position} to {block.next_offset - 1}")
-            node.app.inboxes[tp.topic].put_nowait(block)
+            node.app.inboxes[tp.topic].put_nowait(block._replace(fetched_ns=self.log.tick()))
 
     def seek(self, node: Node, tp: TP, offset: int) -> None:
         """The worker asks for an offset."""
@@ -531,6 +531,12 @@ async def _at_once(work: Any) -> None:
     """In place of a thread that compiles: the kernels are compiled already."""
 
 
+def _tick() -> int:
+    """In place of the monotonic clock, whose only use there is to say what was before what."""
+    tick: int = OWNER.get().world.log.tick()
+    return tick
+
+
 @contextmanager
 def installed() -> Iterator[None]:
     """Put the stand-ins where the services reach the outside, for as long as worlds run."""
@@ -539,7 +545,7 @@ def installed() -> Iterator[None]:
         (worker_module, "create_app", lambda settings, loop: OWNER.get().app),
         (worker_module, "_in_daemon_thread", _at_once),
         (worker_module, "time", SimpleNamespace(monotonic=lambda: asyncio.get_running_loop().time())),
-        (experiments_module, "WallClock", lambda: OWNER.get().spec_clock),
+        (experiments_module, "time", SimpleNamespace(monotonic_ns=_tick)),
         (secrets, "randbits", lambda bits: next(OWNER.get().world.ids)),
         (secrets, "token_hex", lambda size: OWNER.get().world.name_task(OWNER.get(), size)),
     ]
