@@ -11,6 +11,7 @@ from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.record.util import calc_crc32c
 from faust.types.tuples import TP
 
+from stream_xp.adapters import faust_transport
 from stream_xp.adapters.faust_transport import BlockRecords, ForgivingRecords, as_blocks
 from stream_xp.domain.codec import RawRecord, decode_reward
 
@@ -48,7 +49,7 @@ GOOD, POISON = [("x", b"1")], [("ab", b"2"), ("content-type", b"application/json
 def test_aiokafka_itself_stops_at_it() -> None:
     # Should a later aiokafka read past it, all of this can go.
     with pytest.raises(UnicodeDecodeError):
-        blocks(batch(0, GOOD, POISON), fetcher.MemoryRecords)
+        blocks(batch(0, GOOD, POISON), faust_transport._STOCK_MEMORY_RECORDS)
 
 
 def test_every_record_around_it_is_read() -> None:
@@ -73,7 +74,7 @@ def test_other_consumers_of_the_process_read_past_it_too() -> None:
 
 def test_what_is_sound_is_read_as_ever() -> None:
     raw = batch(0, GOOD, []) + batch(2, GOOD)
-    stock, ours = blocks(raw, fetcher.MemoryRecords), blocks(raw)
+    stock, ours = blocks(raw, faust_transport._STOCK_MEMORY_RECORDS), blocks(raw)
     assert stock == ours
     assert ForgivingRecords(raw).size_in_bytes() == len(raw)
     assert blocks(raw + raw[:20]) == ours
