@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import time
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 import structlog
@@ -60,6 +61,13 @@ class Source(Protocol):
         """Everything below `offset` is covered by a snapshot and may be committed."""
 
 
+class Sought(NamedTuple):
+    """A seek that no block has answered yet: where the block stood that was too far on, and when it was done."""
+
+    found: int
+    done_ns: int
+
+
 class PartitionTask:
     """One source partition: its state, and what of it is not yet published or durable."""
 
@@ -78,7 +86,7 @@ class PartitionTask:
         self.snapshot_at: tuple[int, int] | None = None
         self.snapshot_watermark_ms: int | None = None
         self.next_snapshot = 0.0
-        self.sought: dict[str, int] = {}
+        self.sought: dict[str, Sought] = {}
         self.advanced: dict[str, tuple[int, float]] = {}
         self.asked: dict[str, int] = {}
 
@@ -120,6 +128,7 @@ class Ingest:
         self._tasks: dict[int, PartitionTask] = {}
         self._loading: dict[int, asyncio.Lock] = {}
         self._drops = 0
+        self._left_ns = -1
         self._limits = Limits(record_bytes=settings.max_record_bytes, future_ms=settings.future_tolerance_ms)
         self._rules = Rules(
             activation_delay_ms=settings.activation_delay_ms,
@@ -137,17 +146,21 @@ class Ingest:
         return sorted(self._tasks)
 
     async def on_block(self, block: Block) -> None:
-        """Apply a block: what is applied already is skipped, and after a hole nothing is applied but sought."""
+        """Apply a block: what is applied already is skipped, and after a hole nothing is applied but sought.
+
+        One fetched before the partitions left is of no use: all that it holds is fetched again for whoever has them.
+        """
         topic = self._topics[block.topic]
-        task = await self._task(block.partition)
+        task = None if _is_before(block, self._left_ns) else await self._task(block.partition)
         if task is None:
             return
         async with task.lock:
             wanted = task.next_offset(topic)
-            if not self._owns(task) or block.next_offset <= wanted:
+            left = not self._owns(task) or _is_before(block, self._left_ns)
+            if left or block.next_offset <= wanted:
                 return
             if block.fetch_offset > wanted:
-                await self._seek_back(task, topic, block.fetch_offset)
+                await self._find(task, topic, block)
                 return
             if block.timestamps_ms:
                 newest_ms = max(block.timestamps_ms)
@@ -176,10 +189,16 @@ class Ingest:
                     await self._snapshot_if_moved(task)
         self.drop()
 
-    def drop(self) -> None:
-        """Forget all state: another worker may own it now, and what is durable can be loaded again."""
+    def drop(self, *, left: bool = True) -> None:
+        """Forget all state: another worker may own it now, and what is durable can be loaded again.
+
+        Args:
+            left: whether the partitions leave with it; blocks of them that are still held are then not looked at.
+        """
         self._tasks.clear()
         self._drops += 1
+        if left:
+            self._left_ns = time.monotonic_ns()
 
     def _owns(self, task: PartitionTask) -> bool:
         """Whether the partition is still this worker's; it may have left while its lock was waited for."""
@@ -225,6 +244,12 @@ class Ingest:
         key, value = dead_letter_key(letter), msgspec.json.encode(letter)
         return await self._writer.send(self._settings.topic("deadletter"), key=key, value=value)
 
+    async def _find(self, task: PartitionTask, topic: str, block: Block) -> None:
+        """Ask for what is missing before a block, unless the block was here before that was asked for."""
+        sought = task.sought.get(topic)
+        if sought is None or not _is_before(block, sought.done_ns):
+            await self._seek_back(task, topic, block.fetch_offset)
+
     async def _seek_back(self, task: PartitionTask, topic: str, found: int) -> None:
         name, partition, wanted = self._settings.topic(topic), task.state.partition, task.next_offset(topic)
         start = (await self._log_starts(partition))[topic]
@@ -233,12 +258,13 @@ class Ingest:
                 f"{name} {partition}: the log starts at {start}, but {wanted} is the next offset to apply; "
                 "records were deleted before they were counted"
             )
-        if task.sought.get(topic) == found:
+        sought = task.sought.get(topic)
+        if sought is not None and sought.found == found:
             raise StateError(f"{name} {partition}: asked for offset {wanted} twice and got {found}")
         self.holes += 1
-        task.sought[topic] = found
         log.warning("hole", topic=name, partition=partition, wanted=wanted, found=found)
         await self._source.seek(name, partition, wanted)
+        task.sought[topic] = Sought(found, time.monotonic_ns())
 
     def _advance_quiet(self, task: PartitionTask) -> None:
         """Move the watermark of a partition on where nothing more is to be read, by the clock."""
@@ -428,6 +454,11 @@ async def _batches(
             yield batch
     else:
         yield await reading
+
+
+def _is_before(block: Block, moment_ns: int) -> bool:
+    """Whether a block was fetched before a moment of the monotonic clock, if it says when."""
+    return block.fetched_ns is not None and block.fetched_ns < moment_ns
 
 
 def _moved(record: PartitionStatistics, published: PartitionStatistics | None) -> bool:

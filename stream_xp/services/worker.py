@@ -186,7 +186,7 @@ class Worker:
 
     async def _forget(self) -> None:
         """Drop what was loaded after the revocation: a block that waited for it may have, and others have gone on."""
-        self.ingest.drop()
+        self.ingest.drop(left=False)
         await _in_time(self.decide.drop(), _CLOSE_S, "finish an evaluation")
 
     async def _watch_app(self) -> None:

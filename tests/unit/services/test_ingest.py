@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Awaitable
 from typing import Any
 
@@ -219,6 +220,65 @@ def test_a_hole_that_a_seek_does_not_close_is_an_error_of_state(log: Log) -> Non
 
     with pytest.raises(StateError, match="asked for offset 0 twice and got 5"):
         asyncio.run(scenario())
+
+
+def test_a_block_from_before_a_rebalance_is_no_answer_to_a_seek(log: Log) -> None:
+    async def scenario() -> None:
+        parts = Parts(log)
+        held = exposures(5, 2)._replace(fetched_ns=time.monotonic_ns())
+        parts.ingest.drop()
+        # The state is behind: the snapshot of what was committed is damaged.
+        await parts.ingest.on_block(held)
+        assert (parts.ingest.partitions, parts.source.seeks) == ([], [])
+        again = exposures(5, 2)._replace(fetched_ns=time.monotonic_ns())
+        for block in (again, held):
+            await parts.ingest.on_block(block)
+        assert parts.source.seeks == [("xp.exposures", 0, 0)]
+        await parts.ingest.on_block(exposures(0, 7)._replace(fetched_ns=time.monotonic_ns()))
+        assert units(parts) == 7
+
+    asyncio.run(scenario())
+
+
+def test_a_block_that_waits_for_its_state_while_the_partition_leaves_is_not_looked_at(log: Log) -> None:
+    async def scenario() -> None:
+        parts = Parts(log)
+        await parts.ingest.load([0])
+        block = exposures(0, 2)._replace(fetched_ns=time.monotonic_ns())
+        async with parts.ingest._loading[0]:
+            waiting = asyncio.create_task(parts.ingest.on_block(block))
+            await asyncio.sleep(0)
+            parts.ingest.drop()
+            await asyncio.sleep(0)
+        await waiting
+        assert units(parts) == 0
+
+    asyncio.run(scenario())
+
+
+def test_what_was_fetched_before_a_seek_is_no_answer_to_it(log: Log) -> None:
+    async def scenario() -> None:
+        parts = Parts(log)
+        early = exposures(5, 2)._replace(fetched_ns=time.monotonic_ns())
+        for block in (early, early, exposures(7, 2)._replace(fetched_ns=time.monotonic_ns() - 10**9)):
+            await parts.ingest.on_block(block)
+        assert (parts.source.seeks, parts.ingest.holes) == ([("xp.exposures", 0, 0)], 1)
+        with pytest.raises(StateError, match="asked for offset 0 twice and got 5"):
+            await parts.ingest.on_block(exposures(5, 2)._replace(fetched_ns=time.monotonic_ns()))
+
+    asyncio.run(scenario())
+
+
+def test_blocks_that_came_with_an_assignment_are_kept(log: Log) -> None:
+    async def scenario() -> None:
+        parts = Parts(log)
+        parts.ingest.drop()
+        block = exposures(0, 2)._replace(fetched_ns=time.monotonic_ns())
+        parts.ingest.drop(left=False)
+        await parts.ingest.on_block(block)
+        assert units(parts) == 2
+
+    asyncio.run(scenario())
 
 
 def test_a_log_that_was_cut_below_what_is_wanted_is_an_error_of_state(log: Log) -> None:
