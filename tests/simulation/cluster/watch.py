@@ -210,10 +210,6 @@ class Watch:
             return
         if isinstance(error, StateError) and self.stands_still() and "the log starts at" in str(error):
             return
-        # Behind what is committed every block is a hole; one that an agent held since before a rebalance begins where
-        # the first one after it begins, and the worker takes it for an answer to its seek. It starts again.
-        if isinstance(error, StateError) and self.spoilt and "twice and got" in str(error):
-            return
         self.fail("worker", f"{node.name} ended with {error!r}")
 
 

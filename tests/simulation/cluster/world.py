@@ -25,6 +25,7 @@ from stream_xp.adapters import kafka_log
 from stream_xp.domain.codec import Limits
 from stream_xp.engine.columns import Block
 from stream_xp.services import experiments as experiments_module
+from stream_xp.services import ingest as ingest_module
 from stream_xp.services import worker as worker_module
 from stream_xp.services.partitioning import partition_of
 from stream_xp.settings import Settings
@@ -546,6 +547,7 @@ def installed() -> Iterator[None]:
         (worker_module, "_in_daemon_thread", _at_once),
         (worker_module, "time", SimpleNamespace(monotonic=lambda: asyncio.get_running_loop().time())),
         (experiments_module, "time", SimpleNamespace(monotonic_ns=_tick)),
+        (ingest_module, "time", SimpleNamespace(monotonic_ns=_tick)),
         (secrets, "randbits", lambda bits: next(OWNER.get().world.ids)),
         (secrets, "token_hex", lambda size: OWNER.get().world.name_task(OWNER.get(), size)),
     ]
