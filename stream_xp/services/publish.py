@@ -12,9 +12,12 @@ from stream_xp.domain.codec import decode_own
 from stream_xp.domain.decision import ConfigRecord
 from stream_xp.domain.experiment import ExperimentRecord, ExperimentSpec, Status
 from stream_xp.domain.publication import archived_record, next_config, next_record
+from stream_xp.engine.registry import Entry, Registry
 from stream_xp.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from stream_xp.settings import Settings
 
 Record = TypeVar("Record", ExperimentRecord, ConfigRecord)
@@ -88,24 +91,69 @@ def publish(settings: Settings, publication: Publication) -> None:
 
 
 def _published(settings: Settings, experiment: str) -> tuple[ExperimentRecord | None, ConfigRecord | None]:
-    return (
-        _newest(settings, "experiments", experiment, ExperimentRecord),
-        _newest(settings, "config", experiment, ConfigRecord),
-    )
+    return _experiment(settings, experiment), _config(settings, experiment)
 
 
-def _newest(settings: Settings, topic: str, experiment: str, kind: type[Record]) -> Record | None:
+def _experiment(settings: Settings, experiment: str) -> ExperimentRecord | None:
+    """The record that the engine goes by: the last one that it does not refuse."""
+    registry = Registry()
+    believed: ExperimentRecord | None = None
+    unread: ConfigError | None = None
+    for record in _records(settings, "experiments", experiment):
+        found = _decoded(record, ExperimentRecord)
+        if isinstance(found, ConfigError):
+            unread = found
+            continue
+        entry = Entry(
+            offset=record.offset,
+            experiment=experiment,
+            in_force_ms=record.log_time_ms + settings.activation_delay_ms,
+            record=found,
+        )
+        if not registry.add([entry]):
+            believed, unread = found, None
+    return _believed(believed, unread)
+
+
+def _config(settings: Settings, experiment: str) -> ConfigRecord | None:
+    """The config of the highest version: a worker that has lost its partitions can still write an older one last."""
+    believed: ConfigRecord | None = None
+    unread: ConfigError | None = None
+    for record in _records(settings, "config", experiment):
+        found = _decoded(record, ConfigRecord)
+        if isinstance(found, ConfigError):
+            unread = found
+        elif found is None or believed is None or found.config_version >= believed.config_version:
+            believed, unread = found, None
+    return _believed(believed, unread)
+
+
+def _believed(record: Record | None, unread: ConfigError | None) -> Record | None:
+    """The record, if none came after it that cannot be read.
+
+    One that was written by a newer release must not be replaced unread: that could undo what it says.
+    """
+    if unread is not None:
+        raise unread
+    return record
+
+
+def _records(settings: Settings, topic: str, experiment: str) -> Iterator[TopicRecord]:
+    key = experiment.encode()
     with TopicReader(settings, settings.topic(topic)) as reader:
-        record = reader.newest_by_key().get(experiment.encode())
-    return None if record is None else _decoded(record, kind)
+        for record in reader.backlog():
+            if record.key == key:
+                yield record
 
 
-def _decoded(record: TopicRecord, kind: type[Record]) -> Record:
+def _decoded(record: TopicRecord, kind: type[Record]) -> Record | ConfigError | None:
+    """What a record says: None for a tombstone, the error of one that cannot be read."""
+    if record.value is None:
+        return None
     try:
-        return decode_own(record.value or b"", kind)
+        return decode_own(record.value, kind)
     except ConfigError as error:
-        # Written by a newer release, perhaps: to replace it unread could undo what it says.
-        raise ConfigError(f"{record.place} is {error}") from error
+        return ConfigError(f"{record.place} is {error}")
 
 
 def _changes(publication: Publication) -> list[str]:
