@@ -208,6 +208,7 @@ class Registry:
             if rule is not None:
                 refused.append(Refused(entry, rule))
                 continue
+            entry = self._sharing(entry)  # noqa: PLW2901 (the same entry, in less memory)
             self._entries[entry.offset] = entry
             self._timelines.setdefault(entry.experiment, []).append(entry)
             if entry.record is not None:
@@ -234,6 +235,24 @@ class Registry:
         if entry.active and version == newest and not max(earlier, key=lambda e: e.offset).active:
             return f"version {version} has ended: to start again needs a new version"
         return None
+
+    def _sharing(self, entry: Entry) -> Entry:
+        """The entry, with the objects of its version's newest one where it says the same.
+
+        Every record holds all weight epochs of its version: a thousand changes would be half a million of them.
+        """
+        record = entry.record
+        held = None if record is None else self.newest(entry.experiment, record.spec.version)
+        if record is None or held is None:
+            return entry
+        n = min(len(held.epochs), len(record.epochs))
+        same = record.epochs[:n] == held.epochs[:n]
+        shared = msgspec.structs.replace(
+            record,
+            spec=held.spec if record.spec == held.spec else record.spec,
+            epochs=(*held.epochs[:n], *record.epochs[n:]) if same else record.epochs,
+        )
+        return msgspec.structs.replace(entry, record=shared)
 
     def slot(self, experiment: str, version: int) -> Slot:
         """The slot of a version that is known."""

@@ -1,8 +1,8 @@
 """A partition's state as bytes: everything the fold needs to go on from its applied offsets.
 
-The state is cut into named parts. `head` holds the specs in force, so that a snapshot can be read after the topic
-of specs has been compacted, and changes only with them; `tail` holds the applied offsets and all that is small;
-every large array is a part of its own. Hash tables and heaps are left out and built again.
+The state is cut into named parts. `head` holds the specs in force, each weight epoch once, so that a snapshot can be
+read after the topic of specs has been compacted, and changes only with them; `tail` holds the applied offsets and all
+that is small; every large array is a part of its own. Hash tables and heaps are left out and built again.
 
 Parts go to the log in pages (`snapshot_pages`), of which only those that changed are written. `encode_snapshot`
 puts them into one frame: magic, schema, length and hash of the body, then the body compressed with LZ4.
@@ -11,7 +11,7 @@ puts them into one frame: magic, schema, length and hash of the body, then the b
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
 import lz4.frame
@@ -20,7 +20,8 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from stream_xp.domain.statistics import Progress
+from stream_xp.domain.experiment import ExperimentRecord, ExperimentSpec, Status, WeightEpoch
+from stream_xp.domain.statistics import Progress, Rules
 from stream_xp.engine import kernels
 from stream_xp.engine.kernels import NEVER
 from stream_xp.engine.layout import epoch_cells, epoch_words, metric_rows
@@ -28,7 +29,7 @@ from stream_xp.engine.registry import Entry, Registry, Slot
 from stream_xp.engine.state import MAX_UNITS, PartitionState
 from stream_xp.errors import ConfigError, StateError
 
-SCHEMA = 3
+SCHEMA = 4
 Parts: TypeAlias = dict[str, npt.NDArray[np.uint8]]
 HEAD, TAIL = "head", "tail"
 
@@ -47,8 +48,33 @@ _LARGE = {
 _SMALL = ("scalars", "exposure_outcomes", "reward_outcomes", "tallies", "out_of_range")
 
 
+class _Design(msgspec.Struct, frozen=True, kw_only=True):
+    """What the records of a version have in common, mostly."""
+
+    spec: ExperimentSpec
+    design_hash: str
+    schema: int
+
+
+class _Spec(msgspec.Struct, frozen=True, array_like=True):
+    """An entry of the registry.
+
+    Every record of a version holds all weight epochs there were by then; here, `kept` says how many of them are those
+    of the version's entry before, and `epochs` are the others. `design` is a place in the head, None for a tombstone.
+    """
+
+    offset: int
+    experiment: str
+    in_force_ms: int
+    design: int | None = None
+    status: Status = Status.ACTIVE
+    kept: int = 0
+    epochs: tuple[WeightEpoch, ...] = ()
+
+
 class _Head(msgspec.Struct, frozen=True, kw_only=True):
-    entries: list[Entry]
+    designs: list[_Design]
+    specs: list[_Spec]
     slots: list[tuple[str, int]]
     events: list[str]
 
@@ -59,6 +85,7 @@ class _Tail(msgspec.Struct, frozen=True, kw_only=True):
     partition: int
     allowed_lateness_ms: int
     max_units: int
+    rules: Rules | None
     progress: dict[str, Progress]
     behind: dict[str, list[int]]
     epochs: list[tuple[int, int, int, int]]
@@ -77,31 +104,32 @@ def parts_of(state: PartitionState) -> Parts:
 
 
 def state_of(
-    parts: Parts, registry: Registry, *, allowed_lateness_ms: int, max_units: int = MAX_UNITS
+    parts: Parts,
+    registry: Registry,
+    *,
+    allowed_lateness_ms: int,
+    max_units: int = MAX_UNITS,
+    rules: Rules | None = None,
 ) -> PartitionState:
     """The state made of the parts, which it takes over; the specs in them are added to `registry`.
 
     Raises:
         StateError: the parts do not fit together.
-        ConfigError: they were made with another allowed lateness, or with another bound of units that shows.
+        ConfigError: they were made under other rules; with another bound of units only where it shows.
     """
     try:
         head = msgspec.json.decode(parts[HEAD].data, type=_Head)
+        entries = list(_entries(head))
         size = int(parts[TAIL][:8].view(np.int64)[0])
         tail = msgspec.json.decode(parts[TAIL][8 : 8 + size].data, type=_Tail)
         held = _arrays(parts, tail, parts[TAIL][8 + size :])
     except (KeyError, ValueError, IndexError, msgspec.MsgspecError) as error:
         raise StateError(f"snapshot is damaged: its parts do not fit together ({error})") from error
-    if tail.allowed_lateness_ms != allowed_lateness_ms:
-        raise ConfigError(
-            f"partition {tail.partition}: the snapshot was made with allowed_lateness_ms="
-            f"{tail.allowed_lateness_ms}, the setting is {allowed_lateness_ms}; "
-            "statistics of different lateness cannot be mixed: set it back, or start under a new prefix"
-        )
+    _check_rules(tail, allowed_lateness_ms, rules)
     _check_max_units(tail, held["tallies"], max_units)
-    registry.add(head.entries)
+    registry.add(entries)
     state = PartitionState(
-        tail.partition, registry, allowed_lateness_ms=allowed_lateness_ms, max_units=max_units
+        tail.partition, registry, allowed_lateness_ms=allowed_lateness_ms, max_units=max_units, rules=rules
     )
     _renumber(state, head, held)
     _restore_cells(state, head, tail, held)
@@ -110,6 +138,24 @@ def state_of(
     state.progress = tail.progress
     state.behind = tail.behind
     return state
+
+
+def _check_rules(tail: _Tail, allowed_lateness_ms: int, rules: Rules | None) -> None:
+    """A record has one outcome under the rules it was counted under, and may have another one under others."""
+    made = {"allowed_lateness_ms": tail.allowed_lateness_ms} | _unbending(tail.rules)
+    now = {"allowed_lateness_ms": allowed_lateness_ms} | _unbending(rules)
+    for name in made.keys() & now.keys():
+        if made[name] != now[name]:
+            raise ConfigError(
+                f"partition {tail.partition}: the snapshot was made with {name}={made[name]}, the setting is "
+                f"{now[name]}; statistics of different rules cannot be mixed: set it back, or start under a new prefix"
+            )
+
+
+def _unbending(rules: Rules | None) -> dict[str, int]:
+    """The rules by name that may not change at all; none where nobody said them."""
+    named = {} if rules is None else msgspec.structs.asdict(rules)
+    return {name: value for name, value in named.items() if name != "max_units"}
 
 
 def _check_max_units(tail: _Tail, tallies: npt.NDArray[Any], max_units: int) -> None:
@@ -135,13 +181,18 @@ def encode_snapshot(state: PartitionState) -> bytes:
 
 
 def decode_snapshot(
-    snapshot: bytes, registry: Registry, *, allowed_lateness_ms: int, max_units: int = MAX_UNITS
+    snapshot: bytes,
+    registry: Registry,
+    *,
+    allowed_lateness_ms: int,
+    max_units: int = MAX_UNITS,
+    rules: Rules | None = None,
 ) -> PartitionState:
     """The state in a frame; its specs are added to `registry`.
 
     Raises:
         StateError: the bytes are damaged; another snapshot, or the log itself, can take their place.
-        ConfigError: the snapshot is whole, but of another schema or allowed lateness: nothing can be guessed.
+        ConfigError: the snapshot is whole, but of another schema or made under other rules: nothing can be guessed.
     """
     body = np.frombuffer(lz4.frame.decompress(_checked(snapshot)), np.uint8)
     at = 8 + int(body[:8].view(np.int64)[0])
@@ -149,7 +200,9 @@ def decode_snapshot(
     for name, size in msgspec.json.decode(body[8:at].data, type=dict[str, int]).items():
         parts[name] = body[at : at + size].copy()
         at += size
-    return state_of(parts, registry, allowed_lateness_ms=allowed_lateness_ms, max_units=max_units)
+    return state_of(
+        parts, registry, allowed_lateness_ms=allowed_lateness_ms, max_units=max_units, rules=rules
+    )
 
 
 def another_schema(schema: int) -> ConfigError:
@@ -194,9 +247,32 @@ def _head(registry: Registry) -> bytes:
     head: bytes | None = registry.memo.get("snapshot head")
     if head is None:
         slots = [(slot.experiment, slot.version) for slot in registry.slots]
-        described = _Head(entries=registry.entries, slots=slots, events=list(registry.events))
+        designs, specs = _specs(registry.entries)
+        described = _Head(designs=designs, specs=specs, slots=slots, events=list(registry.events))
         head = registry.memo["snapshot head"] = msgspec.json.encode(described)
     return head
+
+
+def _specs(entries: list[Entry]) -> tuple[list[_Design], list[_Spec]]:
+    """The entries, each without what it repeats: with many weight epochs that is nearly all of it."""
+    designs: list[_Design] = []
+    specs = []
+    last: dict[tuple[str, int], tuple[int, tuple[WeightEpoch, ...]]] = {}
+    for entry in entries:
+        place = (entry.offset, entry.experiment, entry.in_force_ms)
+        record = entry.record
+        if record is None:
+            specs.append(_Spec(*place))
+            continue
+        design = _Design(spec=record.spec, design_hash=record.design_hash, schema=record.schema)
+        at, epochs = last.get((entry.experiment, record.spec.version), (-1, ()))
+        if at < 0 or designs[at] != design:
+            at = len(designs)
+            designs.append(design)
+        kept = len(epochs) if record.epochs[: len(epochs)] == epochs else 0
+        specs.append(_Spec(*place, at, record.status, kept, record.epochs[kept:]))
+        last[entry.experiment, record.spec.version] = at, record.epochs
+    return designs, specs
 
 
 def _tail(state: PartitionState) -> bytes:
@@ -206,6 +282,7 @@ def _tail(state: PartitionState) -> bytes:
             partition=state.partition,
             allowed_lateness_ms=state.allowed_lateness_ms,
             max_units=state.max_units,
+            rules=state.rules,
             progress=state.progress,
             behind=state.behind,
             epochs=[(*key, base, state.pools.moments[key]) for key, base in state.pools.units.items()],
@@ -216,6 +293,27 @@ def _tail(state: PartitionState) -> bytes:
 
 
 # --- putting together ---------------------------------------------------------------------------------
+
+
+def _entries(head: _Head) -> Iterator[Entry]:
+    """What `_specs` was given."""
+    last: dict[tuple[str, int], tuple[WeightEpoch, ...]] = {}
+    for held in head.specs:
+        record = None
+        if held.design is not None:
+            design = head.designs[held.design]
+            key = (held.experiment, design.spec.version)
+            epochs = last[key] = (*last.get(key, ())[: held.kept], *held.epochs)
+            record = ExperimentRecord(
+                spec=design.spec,
+                epochs=epochs,
+                design_hash=design.design_hash,
+                status=held.status,
+                schema=design.schema,
+            )
+        yield Entry(
+            offset=held.offset, experiment=held.experiment, in_force_ms=held.in_force_ms, record=record
+        )
 
 
 def _arrays(parts: Parts, tail: _Tail, small: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[Any]]:

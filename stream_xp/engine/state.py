@@ -13,6 +13,7 @@ from stream_xp.domain.statistics import (
     Outcomes,
     PartitionStatistics,
     Progress,
+    Rules,
     build,
 )
 from stream_xp.engine import kernels
@@ -46,15 +47,23 @@ class PartitionState:
         registry: specs in force; shared, may grow between calls.
         allowed_lateness_ms: broker append time minus event time above which a record is late.
         max_units: units of one experiment version that are taken; exposures of further ones are refused.
+        rules: under which its records get their outcomes; named in snapshots. None where nobody has to know.
     """
 
     def __init__(
-        self, partition: int, registry: Registry, *, allowed_lateness_ms: int, max_units: int = MAX_UNITS
+        self,
+        partition: int,
+        registry: Registry,
+        *,
+        allowed_lateness_ms: int,
+        max_units: int = MAX_UNITS,
+        rules: Rules | None = None,
     ) -> None:
         self.partition = partition
         self.registry = registry
         self.allowed_lateness_ms = allowed_lateness_ms
         self.max_units = max_units
+        self.rules = rules
         self.progress = {EXPOSURES: Progress(), REWARDS: Progress()}
         self.behind: dict[str, list[int]] = {EXPOSURES: [], REWARDS: []}
         self.pools = Pools()

@@ -349,6 +349,7 @@ class Ingest:
                     self._experiments.registry,
                     allowed_lateness_ms=settings.allowed_lateness_ms,
                     max_units=settings.max_units,
+                    rules=self._rules,
                 )
             except StateError as error:
                 log.error(
@@ -365,6 +366,7 @@ class Ingest:
             self._experiments.registry,
             allowed_lateness_ms=self._settings.allowed_lateness_ms,
             max_units=self._settings.max_units,
+            rules=self._rules,
         )
 
     # --- publishing -------------------------------------------------------------------------------------

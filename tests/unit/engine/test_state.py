@@ -17,10 +17,11 @@ import xxhash
 
 from stream_xp.domain.codec import Limits
 from stream_xp.domain.experiment import MAX_STEPS, ExperimentRecord, ExperimentSpec, Metric, WeightEpoch
+from stream_xp.domain.statistics import Rules
 from stream_xp.engine import kernels
 from stream_xp.engine.columns import Block, ExposureColumns, exposure_columns, reward_columns
 from stream_xp.engine.registry import Entry, Registry
-from stream_xp.engine.snapshot import decode_snapshot, encode_snapshot, state_of
+from stream_xp.engine.snapshot import decode_snapshot, encode_snapshot, parts_of, state_of
 from stream_xp.engine.snapshot_log import KeyedRecord, whole_snapshots
 from stream_xp.engine.state import EXPOSURES, REWARDS, PartitionState, _wide
 from stream_xp.errors import ConfigError, StateError
@@ -606,12 +607,17 @@ def test_the_bound_may_change_while_nothing_shows(made_with: int, read_with: int
 # Snapshots --------------------------------------------------------------------------------------------
 
 
+RULES = Rules(
+    activation_delay_ms=5_000, future_tolerance_ms=300_000, max_record_bytes=65_536, max_units=20_000_000
+)
+
+
 @pytest.fixture(scope="module")
 def held() -> PartitionState:
     """A state with something in every array: open windows, waiting rewards, crossovers, segments, two epochs."""
     design = spec("one", 1, *KINDS, covariate=COVARIATE)
     registry = Registry([entry(0, design, epochs=2), entry(1, spec("two")), entry(2, spec("two", 2))])
-    state = PartitionState(3, registry, allowed_lateness_ms=LATENESS_MS)
+    state = PartitionState(3, registry, allowed_lateness_ms=LATENESS_MS, rules=RULES)
     seen = [
         exposure_of(n, weight_epoch=n % 2, segments={"device": ["ios", "tv"][n % 3 % 2]}, covariate=n % 9)
         for n in range(60)
@@ -718,13 +724,62 @@ def test_another_schema_refuses_to_start(held: PartitionState, monkeypatch: pyte
     monkeypatch.setattr("stream_xp.engine.snapshot.SCHEMA", 99)
     other = encode_snapshot(held)
     monkeypatch.undo()
-    with pytest.raises(ConfigError, match="schema 99, this version reads schema 3: go back to the version"):
+    with pytest.raises(ConfigError, match="schema 99, this version reads schema 4: go back to the version"):
         decode_snapshot(other, Registry(), allowed_lateness_ms=LATENESS_MS)
 
 
 def test_another_lateness_refuses_to_start(held: PartitionState) -> None:
     with pytest.raises(ConfigError, match="set it back, or start under a new prefix"):
         decode_snapshot(encode_snapshot(held), Registry(), allowed_lateness_ms=LATENESS_MS + 1)
+
+
+@pytest.mark.parametrize("name", ["activation_delay_ms", "future_tolerance_ms", "max_record_bytes"])
+def test_another_rule_of_outcomes_refuses_to_start(name: str) -> None:
+    rules = Rules(activation_delay_ms=1, future_tolerance_ms=2, max_record_bytes=3, max_units=4)
+    state = PartitionState(3, Registry([entry(0, spec("one"))]), allowed_lateness_ms=0, rules=rules)
+    snapshot = encode_snapshot(state)
+    assert decode_snapshot(snapshot, Registry(), allowed_lateness_ms=0, rules=rules).rules == rules
+    # The bound of units may change while nothing shows.
+    decode_snapshot(
+        snapshot, Registry(), allowed_lateness_ms=0, rules=msgspec.structs.replace(rules, max_units=9)
+    )
+    other = msgspec.structs.replace(rules, **{name: 7})
+    wanted = rf"partition 3: .* made with {name}={getattr(rules, name)}, the setting is 7; .* set it back"
+    with pytest.raises(ConfigError, match=wanted):
+        decode_snapshot(snapshot, Registry(), allowed_lateness_ms=0, rules=other)
+
+
+def test_the_specs_of_a_snapshot_grow_with_their_epochs_not_with_the_square_of_them() -> None:
+    def head(changes: int) -> tuple[Registry, int]:
+        registry = Registry()
+        for n in range(changes):
+            registry.add([entry(n, spec("one"), epochs=n + 1)])
+        state = PartitionState(0, registry, allowed_lateness_ms=0)
+        return registry, len(parts_of(state)["head"])
+
+    registry, size = head(200)
+    assert size < 2.5 * head(100)[1]
+    found = again(PartitionState(0, registry, allowed_lateness_ms=0)).registry
+    assert found.entries == registry.entries
+    # Nor does memory: what a record repeats is held once.
+    first = {id(found.entries[at].record.epochs[0]) for at in (0, 99, 199)}  # type: ignore[union-attr]
+    assert len(first) == 1
+
+
+def test_specs_that_share_nothing_are_kept_whole() -> None:
+    one, two = entry(0, spec("one"), epochs=3), entry(1, spec("one"), epochs=2)
+    record = two.record
+    assert record is not None
+    other = msgspec.structs.replace(record.epochs[0], effective_ms=77)
+    changed = msgspec.structs.replace(two, record=msgspec.structs.replace(record, epochs=(other,)))
+    prose = msgspec.structs.replace(record.spec, owner="another")
+    renamed = Entry(
+        offset=2, experiment="one", in_force_ms=5, record=msgspec.structs.replace(record, spec=prose)
+    )
+    gone = Entry(offset=3, experiment="one", in_force_ms=9, record=None)
+    registry = Registry([one, changed, renamed, gone, entry(4, spec("one", 2))])
+    found = again(PartitionState(0, registry, allowed_lateness_ms=0)).registry
+    assert found.entries == [one, changed, renamed, gone, entry(4, spec("one", 2))]
 
 
 def test_the_hash_covers_the_packed_body_and_the_schema(held: PartitionState) -> None:
@@ -741,9 +796,9 @@ def test_offsets_that_were_applied_are_not_applied_again(held: PartitionState) -
 
 def test_a_snapshot_of_this_schema_is_read_as_it_was_written() -> None:
     """A file from the day the schema was made: a change of what is written needs a new number, or must read it."""
-    golden = json.loads((Path(__file__).parents[2] / "golden" / "state" / "schema3.json").read_text())
+    golden = json.loads((Path(__file__).parents[2] / "golden" / "state" / "schema4.json").read_text())
     records = [KeyedRecord(one["key"].encode(), base64.b64decode(one["value"])) for one in golden["records"]]
     (whole,) = whole_snapshots(3, records)
-    state = state_of(whole.parts(), Registry(), allowed_lateness_ms=LATENESS_MS)
+    state = state_of(whole.parts(), Registry(), allowed_lateness_ms=LATENESS_MS, rules=RULES)
     for found, wanted in ((canonical(state), "statistics"), (go_on(state), "later")):
         assert {f"{name}/{version}": raw.decode() for (name, version), raw in found.items()} == golden[wanted]

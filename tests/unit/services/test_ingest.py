@@ -648,6 +648,19 @@ def test_a_snapshot_of_another_lateness_refuses_to_start(log: Log) -> None:
         asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("name", ["activation_delay_ms", "future_tolerance_ms", "max_record_bytes"])
+def test_a_snapshot_of_other_rules_refuses_to_start(log: Log, name: str) -> None:
+    async def scenario() -> None:
+        first = Parts(log, **{name: 4_321})
+        await first.ingest.on_block(exposures(0, 4))
+        await first.ingest.close()
+        await Parts(log, **{name: 4_321}).ingest.load([0])
+        await Parts(log, **{name: 4_322}).ingest.load([0])
+
+    with pytest.raises(ConfigError, match=f"{name}=4321, the setting is 4322"):
+        asyncio.run(scenario())
+
+
 def test_the_manifest_is_the_last_record_of_a_snapshot(log: Log) -> None:
     async def scenario() -> None:
         parts = Parts(log)
@@ -748,7 +761,7 @@ def test_a_snapshot_of_another_schema_refuses_to_start(log: Log) -> None:
         await log.send("xp.state", key=b"0/0", value=old, partition=0)
         await Parts(log).ingest.load([0])
 
-    with pytest.raises(ConfigError, match="schema 2, this version reads schema 3"):
+    with pytest.raises(ConfigError, match="schema 2, this version reads schema 4"):
         asyncio.run(scenario())
 
 
