@@ -64,12 +64,6 @@ class LogWriter:
         )
         return future
 
-    async def send_and_wait(
-        self, topic: str, *, key: bytes, value: bytes | None, partition: int | None = None
-    ) -> None:
-        """Write a record; it is on the broker when this returns."""
-        await self.durable([await self.send(topic, key=key, value=value, partition=partition)], topic)
-
     async def durable(self, sent: Sequence[Awaitable[Any]], topic: str) -> None:
         """Wait until the broker has every record sent."""
         if sent:

@@ -25,7 +25,6 @@ from stream_xp.domain.codec import decode_own
 from stream_xp.domain.decision import (
     Action,
     ConfigRecord,
-    Decision,
     PartitionOffsets,
     Result,
     RolloutStatus,
@@ -172,13 +171,29 @@ class Decide:
     # --- one evaluation ------------------------------------------------------------------------------------
 
     async def _evaluate(self, changed: Sequence[Watched]) -> None:
-        """Test experiments together, then write what follows of each."""
+        """Test experiments together, then write what follows of each.
+
+        Every signal is on the broker before the first config is sent, every config before the first result.
+        """
         looks = [look for watched in changed if (look := self._look(watched)) is not None]
         evaluations = evaluate_all([(look.record, look.statistics) for look in looks])
+        results = []
         for look, evaluation in zip(looks, evaluations, strict=True):
-            await self._conclude(look, evaluation)
+            results.append(self._result(look, evaluation))
             # The loop also serves the consumer: with many experiments it must not wait for all of them.
             await asyncio.sleep(0)
+        await self._send_signals(results)
+        await self._send_configs([look.record for look in looks])
+        await self._write("results", [(result.experiment, result) for result in results])
+
+    async def _write(self, topic: str, records: Sequence[tuple[str, msgspec.Struct]]) -> None:
+        """Send records in order, each under its key, and wait until the broker has all of them."""
+        name = self._settings.topic(topic)
+        sent = [
+            await self._writer.send(name, key=key.encode(), value=msgspec.json.encode(record))
+            for key, record in records
+        ]
+        await self._writer.durable(sent, name)
 
     def _look(self, watched: Watched) -> _Look | None:
         watched.changed = False
@@ -207,22 +222,10 @@ class Decide:
         watched.fitting[part.partition] = part
         return True
 
-    async def _conclude(self, look: _Look, evaluation: Evaluation) -> None:
-        spec = look.record.spec
-        signal = self._signals.get((spec.experiment, spec.version))
-        result = self._result(look, evaluation, latched=None if signal is None else signal.data.decision)
-        if signal is None and result.decision.action is not Action.HOLD:
-            signal = await self._send_signal(result)
-        if signal is not None:
-            await self._send_config(look.record, signal)
-        await self._writer.send_and_wait(
-            self._settings.topic("results"),
-            key=spec.experiment.encode(),
-            value=msgspec.json.encode(result),
-        )
-
-    def _result(self, look: _Look, evaluation: Evaluation, *, latched: Decision | None) -> Result:
+    def _result(self, look: _Look, evaluation: Evaluation) -> Result:
         record, parts, statistics = look
+        signal = self._signals.get((record.spec.experiment, record.spec.version))
+        latched = None if signal is None else signal.data.decision
         evaluation = dataclasses.replace(
             evaluation, invalid=(*evaluation.invalid, *apart(parts, self._spread_ms))
         )
@@ -252,47 +255,62 @@ class Decide:
             spread_ms=self._spread_ms,
         )
 
-    async def _send_signal(self, result: Result) -> Signal:
-        """Write the decision; its id is derived from it, so that a repeat is recognised."""
-        signal = Signal(
+    async def _send_signals(self, results: Sequence[Result]) -> None:
+        """Write the decisions that are new; an id is derived from what it decides, so that a repeat is recognised."""
+        signals = [
+            self._signal(result)
+            for result in results
+            if result.decision.action is not Action.HOLD
+            and (result.experiment, result.version) not in self._signals
+        ]
+        await self._write("signals", [(signal.subject, signal) for signal in signals])
+        for signal in signals:
+            result = signal.data.result
+            self._signals[result.experiment, result.version] = signal
+            log.info(
+                "decision",
+                experiment=result.experiment,
+                action=result.decision.action,
+                reason=result.decision.reason,
+            )
+
+    def _signal(self, result: Result) -> Signal:
+        return Signal(
             id=signal_id(result),
             source=f"stream-xp/{self._settings.group_id}",
             subject=result.experiment,
             time=dt.datetime.fromtimestamp(result.evaluated_ms / 1000, dt.UTC).isoformat(),
             data=SignalData(decision=result.decision, result=result),
         )
-        await self._writer.send_and_wait(
-            self._settings.topic("signals"), key=result.experiment.encode(), value=msgspec.json.encode(signal)
-        )
-        log.info(
-            "decision",
-            experiment=result.experiment,
-            action=result.decision.action,
-            reason=result.decision.reason,
-        )
-        self._signals[result.experiment, result.version] = signal
-        return signal
 
-    async def _send_config(self, record: ExperimentRecord, signal: Signal) -> None:
-        """Write the config that follows from a signal, unless it is there."""
-        if self._follows(record):
+    async def _send_configs(self, records: Sequence[ExperimentRecord]) -> None:
+        """Write the configs that follow from signals, unless they are there."""
+        if not self._owed(records):
             return
         # Others write configs too: `apply` gives a new experiment its first.
         await self._load_configs()
-        if self._follows(record):
-            return
+        configs = [self._config(record, signal) for record, signal in self._owed(records)]
+        await self._write("config", [(config.experiment, config) for config in configs])
+        self._configs |= {config.experiment: config for config in configs}
+
+    def _owed(self, records: Sequence[ExperimentRecord]) -> list[tuple[ExperimentRecord, Signal]]:
+        """The versions that are over and whose config does not say so, each with the signal that ended it."""
+        ended = [
+            (record, self._signals.get((record.spec.experiment, record.spec.version))) for record in records
+        ]
+        return [
+            (record, signal) for record, signal in ended if signal is not None and not self._follows(record)
+        ]
+
+    def _config(self, record: ExperimentRecord, signal: Signal) -> ConfigRecord:
         held = self._configs.get(record.spec.experiment)
-        config = config_after(
+        return config_after(
             record,
             signal.data.decision,
             config_version=1 if held is None else held.config_version + 1,
             effective_ms=signal.data.result.evaluated_ms,
             signal_id=signal.id,
         )
-        await self._writer.send_and_wait(
-            self._settings.topic("config"), key=config.experiment.encode(), value=msgspec.json.encode(config)
-        )
-        self._configs[config.experiment] = config
 
     # --- what was said before -------------------------------------------------------------------------------
 

@@ -417,10 +417,13 @@ class Decisions:
     def registry(self) -> Registry:
         return self._registry
 
-    async def send_and_wait(self, topic: str, *, key: bytes, value: bytes) -> None:
+    async def send(self, topic: str, *, key: bytes, value: bytes) -> None:
         """Take what it writes, which must be readable again."""
         kind: Any = {"xp.results": Result, "xp.signals": Signal, "xp.config": ConfigRecord}[topic]
         decide_module._check_range(*decide_module._NUMBERS[kind](decode_own(value, kind)))
+
+    async def durable(self, sent: Any, topic: str) -> None:
+        """Everything is there at once."""
 
     @staticmethod
     async def read_all(*_: object) -> list[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Sequence
 from typing import Any
 
 import msgspec
@@ -15,6 +16,7 @@ from stream_xp.domain.experiment import ExperimentRecord, ExperimentSpec, Weight
 from stream_xp.domain.statistics import Outcomes, PartitionStatistics, Progress, build
 from stream_xp.engine.columns import Block
 from stream_xp.engine.registry import Entry, Registry
+from stream_xp.errors import DependencyError
 from stream_xp.services import decide as module
 from stream_xp.services.decide import Decide, first_signals
 from stream_xp.settings import Settings
@@ -22,10 +24,10 @@ from stream_xp.settings import Settings
 T = 1_000_000
 
 
-def spec(version: int = 1) -> ExperimentSpec:
+def spec(version: int = 1, *, name: str = "exp") -> ExperimentSpec:
     return msgspec.convert(
         {
-            "experiment": "exp",
+            "experiment": name,
             "version": version,
             "owner": "o",
             "hypothesis": "h",
@@ -57,16 +59,30 @@ def entry(version: int = 1) -> Entry:
 
 
 class Log:
-    """Topics as lists; a write can be made to wait."""
+    """Topics as lists; writes can be made to wait, or to fail where they are waited for.
+
+    Attributes:
+        waits: the topic of each wait for the broker, with the number of records it was for.
+    """
 
     def __init__(self) -> None:
         self.topics: dict[str, list[bytes]] = {}
+        self.waits: list[tuple[str, int]] = []
+        self.failing: set[str] = set()
         self.flows = asyncio.Event()
         self.flows.set()
 
-    async def send_and_wait(self, topic: str, *, key: bytes, value: bytes | None) -> None:
+    async def send(self, topic: str, *, key: bytes, value: bytes | None) -> Awaitable[Any]:
         await self.flows.wait()
         self.topics.setdefault(topic, []).append(value or b"")
+        return asyncio.sleep(0)
+
+    async def durable(self, sent: Sequence[Awaitable[Any]], topic: str) -> None:
+        if sent:
+            self.waits.append((topic, len(sent)))
+            await asyncio.gather(*sent)
+        if topic in self.failing:
+            raise DependencyError(f"{topic} is not written")
 
     async def read_all(self, settings: Settings, topic: str, partitions: Any) -> list[LogRecord]:
         return [LogRecord(0, at, T, b"exp", value) for at, value in enumerate(self.topics.get(topic, []))]
@@ -264,6 +280,61 @@ def test_statistics_that_are_here_before_their_spec_are_looked_at_when_it_comes(
         specs.registry.add([entry(1)])
         await decide.evaluate()
         assert len(log.signals()) == 1
+
+    asyncio.run(scenario())
+
+
+def many(count: int) -> tuple[Specs, list[bytes]]:
+    """Experiments that were begun at once, and statistics that end each of them."""
+    specs, found = Specs(), []
+    for at in range(count):
+        design = spec(name=f"exp{at}")
+        record = ExperimentRecord(
+            spec=design,
+            epochs=(WeightEpoch(epoch=0, weights=design.weights, effective_ms=0),),
+            design_hash=design.design_hash(),
+        )
+        specs.registry.add([Entry(offset=at, experiment=design.experiment, in_force_ms=1, record=record)])
+        of_one = msgspec.json.decode(statistics(400, **MISMATCH), type=PartitionStatistics)
+        of_this = msgspec.structs.replace(
+            of_one, experiment=design.experiment, design_hash=design.design_hash()
+        )
+        found.append(msgspec.json.encode(of_this))
+    return specs, found
+
+
+def test_what_follows_of_one_evaluation_is_written_together_signals_first(log: Log) -> None:
+    async def scenario() -> None:
+        specs, found = many(5)
+        await look(stage(log, specs), *found)
+        assert log.waits == [("xp.signals", 5), ("xp.config", 5), ("xp.results", 5)]
+        names = [f"exp{at}" for at in range(5)]
+        assert [signal.subject for signal in log.signals()] == names
+        assert [config.experiment for config in log.configs()] == names
+        assert [result.experiment for result in log.results()] == names
+        assert {config.signal_id for config in log.configs()} == {signal.id for signal in log.signals()}
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("failing", "written"),
+    [("xp.signals", {"xp.signals"}), ("xp.config", {"xp.signals", "xp.config"})],
+    ids=["signals", "configs"],
+)
+def test_nothing_follows_from_what_the_broker_does_not_have(
+    log: Log, failing: str, written: set[str]
+) -> None:
+    async def scenario() -> None:
+        specs, found = many(3)
+        log.failing = {failing}
+        with pytest.raises(DependencyError, match=failing):
+            await look(stage(log, specs), *found)
+        assert log.topics.keys() == written
+        log.failing = set()
+        # What was written though nobody was told is found by the next owner, and what follows is written.
+        await look(stage(log, specs), *found)
+        assert [len(log.topics[name]) for name in ("xp.signals", "xp.config", "xp.results")] == [3, 3, 3]
 
     asyncio.run(scenario())
 

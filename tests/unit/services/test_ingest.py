@@ -70,11 +70,6 @@ class Log:
         future.set_result(None)
         return future
 
-    async def send_and_wait(
-        self, topic: str, *, key: bytes, value: bytes | None, partition: int | None = None
-    ) -> None:
-        await self.durable([await self.send(topic, key=key, value=value, partition=partition)], topic)
-
     async def durable(self, sent: list[Awaitable[Any]], topic: str) -> None:
         await asyncio.gather(*sent)
 

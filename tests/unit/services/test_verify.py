@@ -112,8 +112,11 @@ class Broker:
     def read_after(self, topic: str, partition: int, *, last: int, most: int) -> list[LoggedRecord]:
         return self.logs[topic, partition][last + 1 : last + 1 + most]
 
-    async def send_and_wait(self, topic: str, *, key: bytes, value: bytes | None) -> None:
+    async def send(self, topic: str, *, key: bytes, value: bytes | None) -> None:
         self.add(topic, key, value or b"")
+
+    async def durable(self, sent: Any, topic: str) -> None:
+        pass
 
     async def read_everything(self, settings: Settings, topic: str, partitions: Any) -> list[LogRecord]:
         return [LogRecord(0, one.offset, T, one.key, one.value) for one in self.logs[topic, 0]]
