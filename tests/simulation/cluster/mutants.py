@@ -9,6 +9,7 @@ Not here, because some hundred schedules do not find them: events applied before
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -126,19 +127,27 @@ def _signals_are_not_read() -> Patch:
 
 def _config_before_signal() -> Patch:
     """Applications are told before the decision is on the log."""
-    held: dict[int, list[tuple[Any, ...]]] = {}
-    send_and_wait = LogWriter.send_and_wait
+    held: dict[int, list[tuple[str, bytes, bytes | None]]] = {}
+    send = LogWriter.send
 
-    async def late(self: LogWriter, topic: str, *, key: bytes, value: bytes | None, **named: Any) -> None:
-        if topic.endswith("signals"):
-            held.setdefault(id(self), []).append((topic, key, value))
-            return
-        await send_and_wait(self, topic, key=key, value=value, **named)
+    async def withhold(self: LogWriter, topic: str, *, key: bytes, value: bytes | None, **named: Any) -> Any:
+        if not topic.endswith("signals"):
+            return await send(self, topic, key=key, value=value, **named)
+        held.setdefault(id(self), []).append((topic, key, value))
+        return asyncio.sleep(0)
+
+    async def late(self: LogWriter, sent: Any, topic: str) -> None:
+        await _durable(self, sent, topic)
         if topic.endswith("config"):
-            for signal_topic, signal_key, signal in held.pop(id(self), []):
-                await send_and_wait(self, signal_topic, key=signal_key, value=signal)
+            signals = held.pop(id(self), [])
+            await _durable(
+                self, [await send(self, t, key=key, value=value) for t, key, value in signals], topic
+            )
 
-    return mock.patch.object(LogWriter, "send_and_wait", late)
+    stack = contextlib.ExitStack()
+    stack.enter_context(mock.patch.object(LogWriter, "send", withhold))
+    stack.enter_context(mock.patch.object(LogWriter, "durable", late))
+    return stack
 
 
 def _ownership_is_not_looked_at() -> Patch:
