@@ -1,4 +1,8 @@
-"""Reads a topic from its beginning: up to where it ends now, then on as it grows, if wanted."""
+"""Reads a topic from its beginning: up to where it ends now, then on as it grows, if wanted.
+
+Every reader of kafka-python is made here, by :func:`open_consumer`: anybody with a right to write may give a header
+a name that is not UTF-8, and kafka-python itself stops at such a record.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,9 @@ import time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 from kafka import KafkaConsumer, TopicPartition
-from kafka.errors import KafkaError
+from kafka.consumer.fetcher import Fetcher
+from kafka.errors import CorruptRecordError, KafkaError
+from kafka.record.default_records import DefaultRecordBatch
 
 from stream_xp.errors import ConfigError, DependencyError
 from stream_xp.link import check_link, hint
@@ -68,7 +74,7 @@ class TopicReader:
         self._consumer: Any = None
 
     def __enter__(self) -> Self:
-        self._consumer = _connect(self._settings)
+        self._consumer = open_consumer(self._settings)
         try:
             self._assign()
             self._require_topic()
@@ -185,19 +191,84 @@ class TopicReader:
         self._consumer.close(autocommit=False)
 
 
-def _connect(settings: Settings) -> Any:
+def open_consumer(settings: Settings, **options: Any) -> Any:
+    """Return a KafkaConsumer without a group, that reads any record; where it begins is up to the caller.
+
+    Args:
+        settings: brokers, credentials and their kind.
+        options: further ones of KafkaConsumer, which win.
+
+    Raises:
+        ConfigError: the broker and these settings will never trust each other.
+        DependencyError: no broker answered.
+    """
     check_link(settings)
     try:
-        return KafkaConsumer(
-            **settings.kafka_python_options(),
-            group_id=None,
-            enable_auto_commit=False,
-            auto_offset_reset="earliest",
-            allow_auto_create_topics=False,
-            bootstrap_timeout_ms=CONNECT_TIMEOUT_MS,
-            request_timeout_ms=REQUEST_TIMEOUT_MS,
+        consumer = KafkaConsumer(
+            **{
+                **settings.kafka_python_options(),
+                "group_id": None,
+                "enable_auto_commit": False,
+                "auto_offset_reset": "earliest",
+                "allow_auto_create_topics": False,
+                "bootstrap_timeout_ms": CONNECT_TIMEOUT_MS,
+                "request_timeout_ms": REQUEST_TIMEOUT_MS,
+                **options,
+            }
         )
     except (KafkaError, OSError) as error:
         raise DependencyError(
             f"no broker answered at {settings.bootstrap} within {CONNECT_TIMEOUT_MS} ms: {error}{hint(settings)}"
         ) from error
+    # Of this consumer alone: others of the process are none of our business.
+    consumer._fetcher.PartitionRecords = _ForgivingPartition  # noqa: SLF001 (there is no other way in)
+    return consumer
+
+
+class _ForgivingBytes(bytearray):
+    """Bytes whose text may be anything: what is not UTF-8 becomes U+FFFD, as the worker reads it."""
+
+    def __getitem__(self, at: Any) -> Any:
+        found = super().__getitem__(at)
+        return _ForgivingBytes(found) if isinstance(at, slice) else found
+
+    def decode(self, *_: object, **__: object) -> str:
+        return super().decode("utf-8", "replace")
+
+
+class _ForgivingBatch(DefaultRecordBatch):  # type: ignore[misc] # (kafka-python has no types)
+    """kafka-python's record batch, reading header names forgivingly from the first one that is not UTF-8."""
+
+    __slots__ = ()
+
+    _buffer: Any
+
+    def __next__(self) -> Any:
+        try:
+            return super().__next__()
+        except CorruptRecordError as error:
+            # The names are the only text of a record; every other damage stays one.
+            if not isinstance(error.__context__, UnicodeDecodeError):
+                raise
+        self._buffer = _ForgivingBytes(self._buffer)
+        return super().__next__()
+
+
+class _ForgivingRecords:
+    """The batches of one fetched partition, each forgiving."""
+
+    def __init__(self, stock: Any) -> None:
+        self._stock = stock
+
+    def next_batch(self) -> Any:
+        """Return the next batch, None after the last."""
+        batch = self._stock.next_batch()
+        # Batches of the older formats have no headers.
+        return _ForgivingBatch(batch._buffer) if isinstance(batch, DefaultRecordBatch) else batch  # noqa: SLF001
+
+
+class _ForgivingPartition(Fetcher.PartitionRecords):  # type: ignore[misc]
+    """kafka-python's reader of one fetched partition, for which no header name is a reason to stop."""
+
+    def _unpack_records(self, tp: Any, records: Any, *deserializers: Any) -> Any:
+        return super()._unpack_records(tp, _ForgivingRecords(records), *deserializers)

@@ -6,14 +6,20 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 from kafka import KafkaProducer
 from worker_process import SPEC, now_ms, prepare, quick, wait_for
 
 from stream_xp.adapters.kafka_admin import declared_topics
+from stream_xp.adapters.topic_reader import TopicReader
+from stream_xp.domain.dead_letter import DeadLetter
+from stream_xp.errors import Reason
 from stream_xp.services.evidence import read_standings
+from stream_xp.services.oracle.service import examine
 from stream_xp.services.worker import WorkerThread
 
 if TYPE_CHECKING:
@@ -57,9 +63,7 @@ def disturb(settings: Settings, producer: KafkaProducer) -> None:
         for value in HOSTILE:
             for key in (SPEC.experiment.encode(), b"\xff", None):
                 producer.send(settings.topic(topic), key=key, value=value)
-        # The commands' reader, kafka-python, stops at such a name and says so; the worker's reads on.
-        if topic != "results":
-            producer.send(settings.topic(topic), key=b"x", value=b"{", headers=[(BadName("ab"), b"1")])
+        producer.send(settings.topic(topic), key=b"x", value=b"{", headers=[(BadName("ab"), b"1")])
     producer.flush(30)
 
 
@@ -73,6 +77,14 @@ def send_units(settings: Settings, producer: KafkaProducer, units: range) -> Non
             "arm": "ab"[n % 2],
         }
         headers = [(BadName("ab"), b"1")] if n % 10 == 0 else []
+        if n % 50 == 0:
+            # Each U+FFFD counts as one character, for the worker and for the oracle.
+            producer.send(
+                settings.topic("rewards"), key=b"u", value=b"{}", headers=[(BadName("ab"), b"1" * 16_382)]
+            )
+            producer.send(
+                settings.topic("rewards"), key=b"u", value=b"{}", headers=[(BadName("ab"), b"1" * 16_383)]
+            )
         producer.send(
             settings.topic("exposures"),
             key=f"u{n}".encode(),
@@ -97,6 +109,10 @@ def test_the_worker_goes_on_among_hostile_records(settings: Settings, producer: 
         send_units(settings, producer, range(100, 200))
         wait_for(lambda: units_in_result(settings) == 200, "200 units are in a result")
         thread.check()
+    assert examine(settings).equal
+    with TopicReader(settings, settings.topic("deadletter")) as reader:
+        letters = [msgspec.json.decode(record.value or b"", type=DeadLetter) for record in reader.backlog()]
+    assert Counter(letter.reason for letter in letters) == {Reason.TOO_LARGE: 4, Reason.INVALID_FIELD: 4}
 
 
 def test_the_commands_pass_over_what_is_no_record_and_say_so(

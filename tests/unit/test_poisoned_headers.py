@@ -1,29 +1,46 @@
-"""A header whose name is not UTF-8: the broker takes it, so the worker must read past it."""
+"""A header whose name is not UTF-8: the broker takes it, so workers and commands must read past it, and alike."""
 
 from __future__ import annotations
 
+import inspect
 import struct
+from types import SimpleNamespace
 from typing import Any
 
+import kafka
 import pytest
 from aiokafka.consumer import fetcher
-from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.record.util import calc_crc32c
 from faust.types.tuples import TP
+from kafka.consumer.fetcher import Fetcher
+from kafka.errors import CorruptRecordError
+from kafka.record import MemoryRecords
+from kafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
 
-from stream_xp.adapters import faust_transport
+from stream_xp.adapters import faust_transport, topic_reader
 from stream_xp.adapters.faust_transport import BlockRecords, ForgivingRecords, as_blocks
+from stream_xp.adapters.topic_reader import open_consumer
 from stream_xp.domain.codec import RawRecord, decode_reward
+from stream_xp.settings import Settings
 
 VALUE = b'{"id":"1","time":1,"unit":"u","metric":"click"}'
 AT = TP("xp.rewards", 0)
 
 
-def batch(base_offset: int, *headers: list[tuple[str, bytes]]) -> bytes:
-    """One record for each list of headers; `ab` becomes bytes that are no UTF-8."""
+class BadName(str):
+    """The name of a header that is written as bytes that are no UTF-8."""
+
+    __slots__ = ()
+
+    def encode(self, *_: object, **__: object) -> bytes:
+        return b"\xff\xfe"
+
+
+def batch(base_offset: int, *headers: list[tuple[str, bytes]], compression: int = 0) -> bytes:
+    """One record for each list of headers."""
     builder = DefaultRecordBatchBuilder(
         magic=2,
-        compression_type=0,
+        compression_type=compression,
         is_transactional=0,
         producer_id=-1,
         producer_epoch=-1,
@@ -32,7 +49,7 @@ def batch(base_offset: int, *headers: list[tuple[str, bytes]]) -> bytes:
     )
     for offset, one in enumerate(headers):
         builder.append(offset, timestamp=5, key=b"u", value=VALUE, headers=one)
-    raw = bytearray(builder.build().replace(b"\x04ab", b"\x04\xff\xfe"))
+    raw = bytearray(builder.build())
     struct.pack_into(">q", raw, 0, base_offset)
     struct.pack_into(">I", raw, 17, calc_crc32c(bytes(raw[21:])))
     return bytes(raw)
@@ -43,7 +60,7 @@ def blocks(raw: bytes, records: type = ForgivingRecords) -> list[Any]:
     return [block._replace(fetched_ns=None) for block in found]
 
 
-GOOD, POISON = [("x", b"1")], [("ab", b"2"), ("content-type", b"application/json")]
+GOOD, POISON = [("x", b"1")], [(BadName("ab"), b"2"), ("content-type", b"application/json")]
 
 
 def test_aiokafka_itself_stops_at_it() -> None:
@@ -85,3 +102,69 @@ def test_damage_is_still_damage() -> None:
     raw[-1] ^= 1
     with pytest.raises(Exception, match="CRC"):
         blocks(bytes(raw))
+
+
+# kafka-python: the commands and the oracle ------------------------------------------------------------
+
+
+def commands_read(raw: bytes, kind: type = topic_reader._ForgivingPartition) -> list[Any]:
+    """What a consumer of ours makes of fetched bytes."""
+    return list(kind(0, kafka.TopicPartition("xp.rewards", 0), MemoryRecords(raw)).take())
+
+
+def test_kafka_python_itself_stops_at_it() -> None:
+    with pytest.raises(CorruptRecordError, match="UnicodeDecodeError"):
+        commands_read(batch(0, POISON, GOOD), Fetcher.PartitionRecords)
+
+
+@pytest.mark.parametrize("compression", [0, 1], ids=["plain", "gzip"])
+def test_commands_and_workers_see_the_same_records(compression: int) -> None:
+    raw = (
+        batch(0, GOOD, POISON, GOOD, POISON, compression=compression) + batch(4, POISON) + batch(5, GOOD, [])
+    )
+    (block,) = blocks(raw)
+    found = commands_read(raw)
+    assert [one.offset for one in found] == block.offsets == list(range(7))
+    assert [one.timestamp for one in found] == list(block.timestamps_ms)
+    assert [one.key for one in found] == list(block.keys)
+    assert [one.value for one in found] == list(block.values)
+    assert [list(one.headers) for one in found] == [list(one) for one in block.headers]
+    assert found[1].headers[0] == ("\ufffd\ufffd", b"2")
+
+
+def test_commands_read_what_is_sound_as_ever() -> None:
+    raw = batch(0, GOOD, []) + batch(2, GOOD)
+    assert commands_read(raw) == commands_read(raw, Fetcher.PartitionRecords)
+
+
+def test_damage_is_still_damage_to_commands() -> None:
+    raw = bytearray(batch(0, POISON, GOOD))
+    raw[-1] ^= 1
+    with pytest.raises(CorruptRecordError, match="crc"):
+        commands_read(bytes(raw))
+    # A record whose length is not that of its parts.
+    raw = bytearray(batch(0, POISON))
+    raw[61] += 2
+    struct.pack_into(">I", raw, 17, calc_crc32c(bytes(raw[21:])))
+    with pytest.raises(CorruptRecordError, match="Invalid record size"):
+        commands_read(bytes(raw))
+
+
+def test_only_our_own_consumers_of_kafka_python_forgive(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = SimpleNamespace(_fetcher=SimpleNamespace(PartitionRecords=Fetcher.PartitionRecords))
+    stock = Fetcher.PartitionRecords
+    monkeypatch.setattr(topic_reader, "KafkaConsumer", lambda **_: made)
+    assert open_consumer(Settings())._fetcher.PartitionRecords is topic_reader._ForgivingPartition
+    assert Fetcher.PartitionRecords is stock
+
+
+def test_kafka_python_reads_through_what_is_replaced() -> None:
+    # The way in: an attribute of each consumer's fetcher, which every fetched partition goes through.
+    assert "self.PartitionRecords(fetch_offset, tp, records," in inspect.getsource(
+        Fetcher._parse_fetched_data
+    )
+    assert "self._fetcher = Fetcher(" in inspect.getsource(kafka.KafkaConsumer.__init__)
+    # What a record is read from, and what of a batch has changed when reading one has failed: nothing.
+    source = inspect.getsource(DefaultRecordBatch._read_msg)
+    assert "buffer = self._buffer" in source
+    assert source.count("self._pos = pos") == 1

@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
-from kafka import KafkaConsumer, TopicPartition
+from kafka import TopicPartition
 from kafka.errors import KafkaError
 
+from stream_xp.adapters.topic_reader import open_consumer
 from stream_xp.errors import DependencyError
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
 RESULTS: Final = "results"
 SIGNALS: Final = "signals"
-CONNECT_TIMEOUT_MS: Final = 10_000
 FETCH_WAIT_MS: Final = 20
 
 
@@ -43,17 +43,9 @@ class Tail:
         self._consumer: Any = None
 
     def __enter__(self) -> Self:
+        # The embedded broker answers a fetch that found nothing only when this is over, not when something has come.
+        self._consumer = open_consumer(self._settings, fetch_max_wait_ms=FETCH_WAIT_MS)
         try:
-            self._consumer = KafkaConsumer(
-                **self._settings.kafka_python_options(),
-                group_id=None,
-                enable_auto_commit=False,
-                auto_offset_reset="earliest",
-                bootstrap_timeout_ms=CONNECT_TIMEOUT_MS,
-                # The embedded broker answers a fetch that found nothing only when this is over, not when
-                # something has come.
-                fetch_max_wait_ms=FETCH_WAIT_MS,
-            )
             partitions = [
                 TopicPartition(name, number)
                 for name in self._names

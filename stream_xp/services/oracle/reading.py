@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from kafka import KafkaConsumer, TopicPartition
+from kafka import TopicPartition
 from kafka.errors import KafkaError
 
+from stream_xp.adapters.topic_reader import REQUEST_TIMEOUT_MS, open_consumer
 from stream_xp.errors import DependencyError
-from stream_xp.link import check_link, hint
 from stream_xp.services.oracle.recompute import LoggedRecord
 
 if TYPE_CHECKING:
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
     from stream_xp.settings import Settings
 
-CONNECT_TIMEOUT_MS: Final = 10_000
-REQUEST_TIMEOUT_MS: Final = 20_000
 STALL_TIMEOUT_S: Final = 30.0
 TOPIC_TIMEOUT_S: Final = 5.0
 """A broker that answers knows its topics at once, but for one that is being made."""
@@ -53,7 +51,7 @@ class LogReader:
 
     def __init__(
         self,
-        consumer: KafkaConsumer,
+        consumer: Any,
         *,
         progress: Callable[[ReadStep], None] | None = None,
         stall_timeout_s: float = STALL_TIMEOUT_S,
@@ -151,23 +149,8 @@ def open_reader(
     stall_timeout_s: float = STALL_TIMEOUT_S,
 ) -> Iterator[LogReader]:
     """Open a reader; what Kafka raises inside the block becomes a DependencyError."""
-    check_link(settings)
-    try:
-        consumer = KafkaConsumer(
-            **settings.kafka_python_options(),
-            group_id=None,
-            enable_auto_commit=False,
-            allow_auto_create_topics=False,
-            isolation_level="read_uncommitted",
-            # Only `seek` moves this consumer: a jump over removed records must be an error.
-            auto_offset_reset="none",
-            bootstrap_timeout_ms=CONNECT_TIMEOUT_MS,
-            request_timeout_ms=REQUEST_TIMEOUT_MS,
-        )
-    except (KafkaError, OSError) as error:
-        raise DependencyError(
-            f"no broker answered at {settings.bootstrap}: {error!r}{hint(settings)}"
-        ) from error
+    # Only `seek` moves this consumer: a jump over removed records must be an error.
+    consumer = open_consumer(settings, isolation_level="read_uncommitted", auto_offset_reset="none")
     try:
         yield LogReader(consumer, progress=progress, stall_timeout_s=stall_timeout_s)
     except KafkaError as error:

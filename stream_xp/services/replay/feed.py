@@ -7,9 +7,10 @@ import time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 import msgspec
-from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+from kafka import KafkaProducer, TopicPartition
 from kafka.errors import KafkaError
 
+from stream_xp.adapters.topic_reader import open_consumer
 from stream_xp.domain.decision import Result
 from stream_xp.domain.statistics import PartitionStatistics, merge
 from stream_xp.errors import DependencyError
@@ -186,15 +187,8 @@ class Watch:
         self.result: Result | None = None
 
     def __enter__(self) -> Self:
+        self._consumer = open_consumer(self._settings)
         try:
-            self._consumer = KafkaConsumer(
-                **self._settings.kafka_python_options(),
-                group_id=None,
-                enable_auto_commit=False,
-                auto_offset_reset="earliest",
-                bootstrap_timeout_ms=CONNECT_TIMEOUT_MS,
-                request_timeout_ms=REQUEST_TIMEOUT_MS,
-            )
             topics = [self._settings.topic("stats"), self._settings.topic("results")]
             partitions = [
                 TopicPartition(topic, partition)
