@@ -11,15 +11,15 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
+from stream_xp.adapters.topic_writer import TopicWriter
 from stream_xp.cli import main
-from stream_xp.services.replay.rows import Columns, read_rows
+from stream_xp.services.replay.rows import Columns, Row, read_rows
 from stream_xp.services.replay.service import embedded, own_run, replay
 from stream_xp.services.spec_file import load_spec
 from stream_xp.settings import Settings
 
 if TYPE_CHECKING:
     from stream_xp.domain.experiment import ExperimentSpec
-    from stream_xp.services.replay.rows import Row
 
 pytestmark = [pytest.mark.broker, pytest.mark.slow]
 
@@ -111,6 +111,23 @@ def test_a_small_file_with_three_arms_a_mean_and_segments(tmp_path: Path) -> Non
     assert set(report["metrics"]["spend"]["comparisons"]) == {"b", "c"}
     assert report["oracle"] == "equal"
     assert msgspec.json.decode(out.read_bytes())["experiment"] == "small"
+
+
+def test_a_replay_goes_on_among_records_that_are_none(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "spec.yaml").write_text(SMALL_SPEC)
+    rows = [Row(1_700_000_000_000 + n, f"m{n}", "abc"[n % 3], (("take", 1.0),), ()) for n in range(30)]
+    with embedded(own_run(Settings())) as settings:
+        with TopicWriter(settings) as writer:
+            for topic in ("stats", "results"):
+                for value in (b"{", b"\xff", b"[" * 5_000, b'{"experiment": "small"}'):
+                    writer.send(settings.topic(topic), key=b"small", value=value)
+        report = replay(load_spec(tmp_path / "spec.yaml"), rows, settings)
+    assert report["records"]["counted"] == 60
+    assert report["oracle"] == "equal"
+    for topic in ("stats", "results"):
+        assert f"passed over: 4 records of {settings.topic(topic)} in all" in caplog.messages
 
 
 def test_a_fault_of_the_file_is_one_line(tmp_path: Path) -> None:

@@ -109,6 +109,28 @@ def test_baselines_from_the_topic(embedded_broker: EmbeddedBroker) -> None:
     assert "other: no statistics on xp.stats" in missing.stderr
 
 
+@pytest.mark.broker
+def test_what_is_no_record_is_passed_over_and_said_once(
+    embedded_broker: EmbeddedBroker, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = Settings(bootstrap=embedded_broker.bootstrap, broker="embedded")
+    spec = load_spec(CANARY)
+    epoch = WeightEpoch(epoch=0, weights=spec.weights, effective_ms=0)
+    record = ExperimentRecord(spec=spec, epochs=(epoch,), design_hash=spec.design_hash())
+    with TopicWriter(settings) as writer:
+        send(writer, settings, "experiments", spec.experiment, record)
+        send(writer, settings, "stats", f"{spec.experiment}/0", part_of(record, 0, 3_000))
+        for topic, key in (("experiments", spec.experiment), ("stats", f"{spec.experiment}/0")):
+            for value in (b"{", b"\xff", b"[" * 5_000):
+                writer.send(settings.topic(topic), key=key.encode(), value=value)
+    result = run(CANARY, "--from-topic", "--bootstrap", settings.bootstrap, "--broker", "embedded")
+    assert result.exit_code == 0, result.output
+    assert "baseline: rate=0.02 (checkout-canary version 1, 3,000 units of stable)" in result.stdout
+    said = [line for line in caplog.messages if line.startswith("passed over: ")]
+    assert [re.search(r"xp.\w+", line).group() for line in said] == ["xp.experiments", "xp.stats"] * 2
+    assert ["3 records of" in line for line in said] == [False, False, True, True]
+
+
 def send(writer: TopicWriter, settings: Settings, topic: str, key: str, record: msgspec.Struct) -> None:
     writer.send(settings.topic(topic), key=key.encode(), value=msgspec.json.encode(record))
 

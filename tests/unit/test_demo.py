@@ -39,6 +39,7 @@ from stream_xp.settings import Settings
 from stream_xp.simulator import EXPOSURES, REWARDS
 
 START_MS = 1_800_000_000_000
+PARTITION = PartitionOffsets(exposures=1, rewards=1, watermark_ms=1)
 
 
 @pytest.fixture(scope="module")
@@ -263,6 +264,18 @@ def test_the_delay_ends_with_the_first_result_of_the_own_experiment(results) -> 
     delays = board.delays(samples, "xp.")
     assert delays.covered_s == [0.5, 1.5, 2.0, 3.0, 0.5]
     assert delays.open == 2
+
+
+def test_the_board_passes_over_what_is_no_record_and_counts_it(results) -> None:
+    board = Board()
+    for topic in (RESULTS, SIGNALS):
+        for value in (b"{", b"\xff", b"[" * 5_000):
+            board.take(Seen(topic, value, 1.0))
+    board.take(seen_result(msgspec.structs.replace(results[AA], offsets={"no number": PARTITION})))
+    board.take(seen_signal(results[CANARY], 2.0))
+    assert set(board.results) == {AA}
+    assert board.heard(CANARY) is not None
+    assert board.passed_over.counts == {RESULTS: 3, SIGNALS: 3}
 
 
 def test_the_report_shows_quantiles_of_the_delays(world: World, board: Board, measured: Measured) -> None:

@@ -7,10 +7,9 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-import msgspec
-
 from stream_xp.domain.decision import Action, Result, Signal
 from stream_xp.services.demo.tail import RESULTS
+from stream_xp.services.passed_over import PassedOver
 from stream_xp.simulator import EXPOSURES, REWARDS
 
 if TYPE_CHECKING:
@@ -19,9 +18,6 @@ if TYPE_CHECKING:
     from stream_xp.adapters.load_generator import Sent
     from stream_xp.domain.decision import PartitionOffsets
     from stream_xp.services.demo.tail import Seen
-
-_RESULTS = msgspec.json.Decoder(Result)
-_SIGNALS = msgspec.json.Decoder(Signal)
 
 
 class Heard(NamedTuple):
@@ -61,25 +57,31 @@ class Board:
     Attributes:
         results: newest result per experiment.
         signals: all stop and ship signals per experiment, in order; there should be one at most.
+        passed_over: records that are none of either.
 
     """
 
     def __init__(self) -> None:
         self.results: dict[str, Result] = {}
         self.signals: dict[str, list[Heard]] = defaultdict(list)
-        self._coverage: dict[tuple[str, str, int], _Coverage] = defaultdict(_Coverage)
+        self.passed_over = PassedOver()
+        self._coverage: dict[tuple[str, str, str], _Coverage] = defaultdict(_Coverage)
 
     def take(self, seen: Seen) -> None:
         """Take in a record of the results or the signals."""
         if seen.topic == RESULTS:
-            result = _RESULTS.decode(seen.value)
-            self.results[result.experiment] = result
-            for partition, offsets in result.offsets.items():
-                self._cover(result.experiment, int(partition), offsets, seen.seen_s)
+            result = self.passed_over.decoded(seen.value, Result, topic=seen.topic, place=seen.place)
+            if result is not None:
+                self._take_result(result, seen.seen_s)
             return
-        signal = _SIGNALS.decode(seen.value)
-        if signal.data.decision.action is not Action.HOLD:
+        signal = self.passed_over.decoded(seen.value, Signal, topic=seen.topic, place=seen.place)
+        if signal is not None and signal.data.decision.action is not Action.HOLD:
             self.signals[signal.data.result.experiment].append(Heard(signal, seen.seen_s))
+
+    def _take_result(self, result: Result, seen_s: float) -> None:
+        self.results[result.experiment] = result
+        for partition, offsets in result.offsets.items():
+            self._cover(result.experiment, partition, offsets, seen_s)
 
     def heard(self, experiment: str) -> Heard | None:
         """Return the signal that counts, the first one."""
@@ -98,7 +100,7 @@ class Board:
             experiment = (sample.key or b"").decode(errors="replace").rpartition("-")[0]
             if experiment not in self.results:
                 continue
-            at = self._coverage[experiment, topics[sample.topic], sample.partition]
+            at = self._coverage[experiment, topics[sample.topic], str(sample.partition)]
             seen_s = at.covers_since(sample.offset)
             if seen_s is None:
                 uncovered += 1
@@ -106,6 +108,6 @@ class Board:
                 covered.append(seen_s - sample.sent_s)
         return Delays(covered, uncovered)
 
-    def _cover(self, experiment: str, partition: int, offsets: PartitionOffsets, seen_s: float) -> None:
+    def _cover(self, experiment: str, partition: str, offsets: PartitionOffsets, seen_s: float) -> None:
         self._coverage[experiment, EXPOSURES, partition].reach(offsets.exposures, seen_s)
         self._coverage[experiment, REWARDS, partition].reach(offsets.rewards, seen_s)

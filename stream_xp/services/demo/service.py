@@ -8,8 +8,6 @@ from collections import Counter
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-import msgspec
-
 from stream_xp.adapters.embedded_broker import EmbeddedBroker
 from stream_xp.adapters.kafka_admin import declared_topics
 from stream_xp.adapters.load_generator import LoadGenerator
@@ -118,6 +116,7 @@ class _Run:
             sent={name: generator.delivered[self._settings.topic(name)] for name in TOPICS},
             dead_letters=self._dead_letters(),
         )
+        self._board.passed_over.tell()
         delays = self._board.delays(generator.samples, self._settings.prefix)
         return build_report(self._world, self._board, delays, measured)
 
@@ -193,9 +192,16 @@ class _Run:
         names = {self._settings.topic(name): name for name in TOPICS}
         with TopicReader(self._settings, self._settings.topic("deadletter")) as reader:
             letters = [
-                msgspec.json.decode(record.value or b"", type=DeadLetter) for record in reader.backlog()
+                self._board.passed_over.decoded(
+                    record.value, DeadLetter, topic=record.topic, place=record.place
+                )
+                for record in reader.backlog()
             ]
-        return dict(Counter(f"{names[letter.topic]} {letter.reason}" for letter in letters))
+        return dict(
+            Counter(
+                f"{names.get(letter.topic, letter.topic)} {letter.reason}" for letter in letters if letter
+            )
+        )
 
 
 @contextmanager

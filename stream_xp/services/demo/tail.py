@@ -22,11 +22,18 @@ FETCH_WAIT_MS: Final = 20
 
 
 class Seen(NamedTuple):
-    """A record as a reader at the end of its topic saw it; `seen_s` is `time.monotonic` after reading it."""
+    """A record as a reader at the end of its topic saw it.
+
+    Attributes:
+        topic: without the prefix.
+        seen_s: `time.monotonic` after reading it.
+        place: topic, partition and offset, for messages.
+    """
 
     topic: str
     value: bytes
     seen_s: float
+    place: str = ""
 
 
 class Tail:
@@ -70,7 +77,12 @@ class Tail:
             raise self._failure(error) from error
         seen_s = time.monotonic()
         return [
-            Seen(self._names[at.topic], record.value, seen_s)
+            Seen(
+                self._names[at.topic],
+                record.value,
+                seen_s,
+                f"{at.topic} partition {at.partition} offset {record.offset}",
+            )
             for at, records in polled.items()
             for record in records
             if record.value is not None

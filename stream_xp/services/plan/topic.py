@@ -8,13 +8,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple
 
-import msgspec
-
 from stream_xp.adapters.topic_reader import TopicReader
 from stream_xp.domain.codec import decode_experiment
 from stream_xp.domain.experiment import Aggregation, ExperimentRecord, ExperimentSpec, Metric, MetricKind
 from stream_xp.domain.statistics import ALL, ExperimentStatistics, PartitionStatistics, merge
 from stream_xp.errors import ConfigError
+from stream_xp.services.passed_over import PassedOver
 from stream_xp.services.plan.baselines import Baseline, Known
 from stream_xp.settings import Settings
 from stream_xp.stats.log_histogram import lower_edge
@@ -35,6 +34,8 @@ def read_baselines(
 ) -> dict[str, Known]:
     """Return the baselines of metrics that an experiment on the topics has too.
 
+    Records that cannot be read are passed over, and the log says so.
+
     Args:
         settings: brokers and prefix.
         spec: the experiment that is planned.
@@ -42,10 +43,11 @@ def read_baselines(
             have, of all others the one with most units in the control.
 
     Raises:
-        ConfigError: a topic is missing, a record cannot be read, or the experiment named is not there.
+        ConfigError: a topic is missing, or the experiment named is not there.
         DependencyError: a broker did not answer.
     """
-    pasts = join_pasts(_records(settings), _statistics(settings))
+    with PassedOver() as passed_over:
+        pasts = join_pasts(_records(settings, passed_over), _statistics(settings, passed_over))
     if experiment is not None:
         pasts = [past for past in pasts if past.spec.experiment == experiment]
         if not pasts:
@@ -83,27 +85,39 @@ def baselines_from(pasts: Sequence[Past], spec: ExperimentSpec) -> dict[str, Kno
     return known
 
 
-def _records(settings: Settings) -> dict[str, ExperimentRecord]:
+def _records(settings: Settings, passed_over: PassedOver) -> dict[str, ExperimentRecord]:
+    records: dict[str, ExperimentRecord] = {}
     with TopicReader(settings, settings.topic("experiments")) as reader:
-        newest = reader.newest_by_key()
-    names = {key.decode(errors="replace"): record.value or b"" for key, record in newest.items()}
-    return {name: decode_experiment(name, value) for name, value in names.items()}
+        for record in reader.backlog():
+            if record.key is None:
+                passed_over.note("without a key", topic=record.topic, place=record.place)
+                continue
+            name = record.key.decode(errors="replace")
+            if record.value is None:
+                records.pop(name, None)
+                continue
+            try:
+                records[name] = decode_experiment(name, record.value)
+            except ConfigError as error:
+                # For the worker too the last good one stays in force.
+                passed_over.note(f"no {error}", topic=record.topic, place=record.place)
+    return records
 
 
-def _statistics(settings: Settings) -> list[PartitionStatistics]:
+def _statistics(settings: Settings, passed_over: PassedOver) -> list[PartitionStatistics]:
     newest: dict[bytes, PartitionStatistics] = {}
     with TopicReader(settings, settings.topic("stats")) as reader:
         for record in reader.backlog():
             if record.key is None:
+                passed_over.note("without a key", topic=record.topic, place=record.place)
                 continue
             if record.value is None:
                 newest.pop(record.key, None)
                 continue
-            try:
-                part = msgspec.json.decode(record.value, type=PartitionStatistics)
-            except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-                raise ConfigError(f"{record.place} is no PartitionStatistics: {error}") from error
-            if record.key not in newest or part.newer_than(newest[record.key]):
+            part = passed_over.decoded(
+                record.value, PartitionStatistics, topic=record.topic, place=record.place
+            )
+            if part is not None and (record.key not in newest or part.newer_than(newest[record.key])):
                 newest[record.key] = part
     return list(newest.values())
 

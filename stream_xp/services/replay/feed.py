@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TypeVar
 
 import msgspec
 from kafka import KafkaProducer, TopicPartition
@@ -15,6 +15,7 @@ from stream_xp.domain.decision import Result
 from stream_xp.domain.statistics import PartitionStatistics, merge
 from stream_xp.errors import DependencyError
 from stream_xp.link import check_link
+from stream_xp.services.passed_over import PassedOver
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -35,8 +36,7 @@ _LINGER_MS: Final = 20
 _BATCH_BYTES: Final = 131_072
 _POLL_MS: Final = 50
 
-_RESULTS = msgspec.json.Decoder(Result)
-_STATISTICS = msgspec.json.Decoder(PartitionStatistics)
+Record = TypeVar("Record", Result, PartitionStatistics)
 
 
 class Event(NamedTuple):
@@ -162,6 +162,8 @@ class Feed:
 class Watch:
     """Follows ``xp.stats`` and ``xp.results`` of one experiment from their beginning.
 
+    A record that is none is passed over; the log says so.
+
     Args:
         settings: brokers and prefix; both topics must exist.
         experiment: key of the experiment.
@@ -183,6 +185,7 @@ class Watch:
         self._still_running = still_running
         self._stall_timeout_s = stall_timeout_s
         self._consumer: Any = None
+        self._passed_over = PassedOver()
         self._parts: dict[int, PartitionStatistics] = {}
         self.result: Result | None = None
 
@@ -205,6 +208,7 @@ class Watch:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._consumer.close()
+        self._passed_over.tell()
 
     @property
     def parts(self) -> list[PartitionStatistics]:
@@ -270,13 +274,19 @@ class Watch:
             raise DependencyError(f"reading from {self._settings.bootstrap} failed: {error!r}") from error
         changed = False
         for at, records in polled.items():
-            is_result = at.topic == self._settings.topic("results")
+            take = self._take_result if at.topic == self._settings.topic("results") else self._take_part
             for record in records:
-                changed |= self._take_result(record.value) if is_result else self._take_part(record.value)
+                changed |= take(record)
         return changed
 
-    def _take_part(self, value: bytes | None) -> bool:
-        part = _STATISTICS.decode(value) if value else None
+    def _read(self, record: Any, kind: type[Record]) -> Record | None:
+        if not record.value:
+            return None
+        place = f"{record.topic} partition {record.partition} offset {record.offset}"
+        return self._passed_over.decoded(record.value, kind, topic=record.topic, place=place)
+
+    def _take_part(self, record: Any) -> bool:
+        part = self._read(record, PartitionStatistics)
         if part is None or part.experiment != self._experiment:
             return False
         known = self._parts.get(part.partition)
@@ -285,8 +295,8 @@ class Watch:
         self._parts[part.partition] = part
         return True
 
-    def _take_result(self, value: bytes | None) -> bool:
-        result = _RESULTS.decode(value) if value else None
+    def _take_result(self, record: Any) -> bool:
+        result = self._read(record, Result)
         if result is None or result.experiment != self._experiment:
             return False
         self.result = result
