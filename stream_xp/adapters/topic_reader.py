@@ -18,7 +18,7 @@ from stream_xp.errors import ConfigError, DependencyError
 from stream_xp.link import check_link, hint
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from types import TracebackType
 
     from stream_xp.settings import Settings
@@ -98,13 +98,20 @@ class TopicReader:
         except KafkaError as error:
             raise self._failure(error) from error
 
-    def newest_by_key(self) -> dict[bytes, TopicRecord]:
-        """Return the newest record of each key; a key whose newest value is null is left out."""
+    def newest_by_key(
+        self, *, keyless: Callable[[TopicRecord], None] | None = None
+    ) -> dict[bytes, TopicRecord]:
+        """Return the newest record of each key; a key whose newest value is null is left out.
+
+        Args:
+            keyless: told of each record that has no key, which is left out too.
+        """
         newest: dict[bytes, TopicRecord] = {}
         for record in self.backlog():
             if record.key is None:
-                continue
-            if record.value is None:
+                if keyless is not None:
+                    keyless(record)
+            elif record.value is None:
                 newest.pop(record.key, None)
             else:
                 newest[record.key] = record

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import logging
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from stream_xp.adapters.topic_reader import TopicReader, TopicRecord
-from stream_xp.domain.codec import decode_own
 from stream_xp.domain.decision import Action, Result, Signal
 from stream_xp.errors import ConfigError
+from stream_xp.services.passed_over import PassedOver
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from stream_xp.settings import Settings
-
-log = logging.getLogger(__name__)
-
-Record = TypeVar("Record", Result, Signal)
 
 
 class Standing(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,21 +35,43 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
 def read_standings(settings: Settings, *, now_ms: int, experiment: str | None = None) -> tuple[Standing, ...]:
     """Return the newest evidence of each experiment, or of the one named, in alphabetical order.
 
+    A record that is no result is passed over; the log says so, and how many there were.
+
     Raises:
         ConfigError: the topic is missing, or the experiment has no result.
         DependencyError: a broker did not answer.
     """
     topic = settings.topic("results")
-    with TopicReader(settings, topic) as reader:
-        newest = reader.newest_by_key()
+    with PassedOver() as passed_over:
+        newest = _newest_results(settings, passed_over)
+        return tuple(
+            _standing(result, now_ms) for result in _readable(newest, topic, experiment, passed_over)
+        )
+
+
+def _newest_results(settings: Settings, passed_over: PassedOver) -> dict[bytes, TopicRecord]:
+    def note(record: TopicRecord) -> None:
+        passed_over.note("without a key", topic=record.topic, place=record.place)
+
+    with TopicReader(settings, settings.topic("results")) as reader:
+        return reader.newest_by_key(keyless=note)
+
+
+def _readable(
+    newest: dict[bytes, TopicRecord], topic: str, experiment: str | None, passed_over: PassedOver
+) -> list[Result]:
     if experiment is not None:
         newest = {key: record for key, record in newest.items() if key == experiment.encode()}
         if not newest:
             raise ConfigError(f"{experiment}: no result on {topic}; is it applied, and does a worker run?")
-    readable = [_readable(record, Result) for _, record in sorted(newest.items())]
-    if experiment is not None and readable == [None]:
+    found = [
+        passed_over.decoded(record.value, Result, topic=topic, place=record.place)
+        for _, record in sorted(newest.items())
+    ]
+    readable = [result for result in found if result is not None]
+    if experiment is not None and not readable:
         raise ConfigError(f"{experiment}: the newest result on {topic} cannot be read")
-    return tuple(_standing(result, now_ms) for result in readable if result is not None)
+    return readable
 
 
 def read_signals(
@@ -65,14 +82,14 @@ def read_signals(
     A signal that stands on the topic twice (same `source` and `id`) is given once. So is the stop or ship of an
     experiment version: decisions latch, and a later one is that of a worker that had lost its partitions while
     it wrote. All signals of an experiment are in one partition, so every reader sees the same one first.
-    A record that is no signal is reported in the log and passed over.
+    A record that is no signal is passed over; the log says so, and how many there were.
 
     Raises:
         ConfigError: the topic is missing.
         DependencyError: a broker did not answer.
     """
-    with TopicReader(settings, settings.topic("signals")) as reader:
-        believed = _Believed()
+    with TopicReader(settings, settings.topic("signals")) as reader, PassedOver() as passed_over:
+        believed = _Believed(passed_over)
         past = sorted(believed.of(reader.backlog(), experiment), key=lambda signal: (signal.time, signal.id))
         yield from past if limit is None else past[max(0, len(past) - limit) :]
         if follow:
@@ -82,7 +99,8 @@ def read_signals(
 class _Believed:
     """Which signals a reader believes: each once, and of an experiment version the first stop or ship."""
 
-    def __init__(self) -> None:
+    def __init__(self, passed_over: PassedOver) -> None:
+        self._passed_over = passed_over
         self._seen: set[tuple[str, str]] = set()
         self._decided: dict[tuple[str, int], str] = {}
 
@@ -91,7 +109,7 @@ class _Believed:
         for record in records:
             if record.value is None:
                 continue
-            signal = _readable(record, Signal)
+            signal = self._passed_over.decoded(record.value, Signal, topic=record.topic, place=record.place)
             if (
                 signal is not None
                 and experiment in (None, signal.data.result.experiment)
@@ -120,13 +138,3 @@ def _standing(result: Result, now_ms: int) -> Standing:
         data_age_ms=None if watermark_ms is None else now_ms - watermark_ms,
         evaluated_age_ms=now_ms - result.evaluated_ms,
     )
-
-
-def _readable(record: TopicRecord, kind: type[Record]) -> Record | None:
-    """The record, or None with a line on standard error: one that is none must not hide all the others."""
-    try:
-        return decode_own(record.value or b"", kind)
-    except ConfigError as error:
-        # The standard library's: without a set-up it writes warnings to standard error, and output stays clean.
-        log.warning("passed over: %s is %s", record.place, error)
-        return None

@@ -14,7 +14,7 @@ import pytest
 from kafka import KafkaProducer
 from worker_process import SPEC, now_ms, prepare, quick, wait_for
 
-from stream_xp.adapters.kafka_admin import declared_topics
+from stream_xp.adapters.kafka_admin import declared_topics, topics_dir
 from stream_xp.adapters.topic_reader import TopicReader
 from stream_xp.domain.dead_letter import DeadLetter
 from stream_xp.errors import Reason
@@ -109,7 +109,11 @@ def test_the_worker_goes_on_among_hostile_records(settings: Settings, producer: 
         send_units(settings, producer, range(100, 200))
         wait_for(lambda: units_in_result(settings) == 200, "200 units are in a result")
         thread.check()
-    assert examine(settings).equal
+    report = examine(settings)
+    assert report.equal
+    said = "{} records of {} cannot be read and were passed over, as the worker does"
+    for topic in ("experiments", "stats"):
+        assert said.format(2 * (3 * len(HOSTILE) + 1), settings.topic(topic)) in report.notes
     with TopicReader(settings, settings.topic("deadletter")) as reader:
         letters = [msgspec.json.decode(record.value or b"", type=DeadLetter) for record in reader.backlog()]
     assert Counter(letter.reason for letter in letters) == {Reason.TOO_LARGE: 4, Reason.INVALID_FIELD: 4}
@@ -118,17 +122,37 @@ def test_the_worker_goes_on_among_hostile_records(settings: Settings, producer: 
 def test_the_commands_pass_over_what_is_no_record_and_say_so(
     settings: Settings, producer: KafkaProducer
 ) -> None:
-    golden = declared_golden()
-    producer.send(settings.topic("signals"), key=b"checkout-canary", value=b"{")
-    producer.send(settings.topic("signals"), key=b"checkout-canary", value=golden)
+    signal, result = (golden(name) for name in ("signal", "result"))
+    for value in (b"{", b"[", signal):
+        producer.send(settings.topic("signals"), key=b"checkout-canary", value=value)
+    for key, value in ((b"checkout-canary", result), (None, result), (b"\x1b[2J", b"{")):
+        producer.send(settings.topic("results"), key=key, value=value, partition=0)
     producer.flush(30)
+    done = command(settings, "signals", "--json")
+    assert len(done.stdout.splitlines()) == 1
+    assert json.loads(done.stdout)["specversion"] == "1.0"
+    signals = settings.topic("signals")
+    first, number = done.stderr.splitlines()
+    assert first.startswith(f"passed over: {signals} partition ")
+    assert "offset 0 is no Signal" in first
+    assert number == f"passed over: 2 records of {signals} in all"
+    done = command(settings, "status", "--json")
+    assert [one["result"]["experiment"] for one in json.loads(done.stdout)] == ["checkout-canary"]
+    results = settings.topic("results")
+    assert done.stderr.splitlines() == [
+        f"passed over: {results} partition 0 offset 1 is without a key",
+        f"passed over: 2 records of {results} in all",
+    ]
+
+
+def command(settings: Settings, *arguments: str) -> subprocess.CompletedProcess[str]:
     variables = {
         "STREAM_XP_BOOTSTRAP": settings.bootstrap,
         "STREAM_XP_BROKER": "embedded",
         "STREAM_XP_PREFIX": settings.prefix,
     }
     done = subprocess.run(
-        [sys.executable, "-m", "stream_xp", "signals", "--json"],
+        [sys.executable, "-m", "stream_xp", *arguments],
         env={**os.environ, **variables},
         capture_output=True,
         text=True,
@@ -136,13 +160,8 @@ def test_the_commands_pass_over_what_is_no_record_and_say_so(
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) == 1
-    assert json.loads(done.stdout)["specversion"] == "1.0"
-    assert "passed over: " in done.stderr
-    assert "offset 0 is no Signal" in done.stderr
+    return done
 
 
-def declared_golden() -> bytes:
-    from stream_xp.adapters.kafka_admin import topics_dir  # noqa: PLC0415
-
-    return (topics_dir() / "golden" / "signal.v1.json").read_bytes()
+def golden(name: str) -> bytes:
+    return (topics_dir() / "golden" / f"{name}.v1.json").read_bytes()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import defaultdict
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -52,6 +51,7 @@ from stream_xp.services.oracle.report import (
     Unchecked,
     value_text,
 )
+from stream_xp.services.passed_over import PassedOver
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -64,8 +64,6 @@ MAX_EXPLAINED: Final = 3
 """Differences that are explained; the others are only named."""
 READ_AHEAD: Final = 2_000
 """Records after the applied offset that are searched for another prefix."""
-_SPECS = msgspec.json.Decoder(ExperimentRecord)
-log = logging.getLogger(__name__)
 
 
 class Published(NamedTuple):
@@ -111,11 +109,11 @@ def _examination(
     progress: Callable[[ReadStep], None] | None,
     on_gap: Callable[[LogSpanError], None],
 ) -> OracleReport:
-    with open_reader(settings, progress=progress) as reader:
-        published = read_published(reader, settings)
+    with open_reader(settings, progress=progress) as reader, PassedOver() as passed_over:
+        published = read_published(reader, settings, passed_over)
         if not published:
             raise ConfigError(f"{settings.topic('stats')} holds no statistics: there is nothing to check")
-        examination = _Examination(reader, settings, published, on_gap)
+        examination = _Examination(reader, settings, published, on_gap, passed_over)
         return examination.report()
 
 
@@ -128,14 +126,16 @@ class _Examination:
         settings: Settings,
         published: Sequence[Published],
         on_gap: Callable[[LogSpanError], None],
+        passed_over: PassedOver,
     ) -> None:
+        self._passed_over = passed_over
         self._reader = reader
         self._settings = settings
         self._published = published
         self._on_gap = on_gap
         self._own_rules = rules_of(settings)
         self._unsaid = unsaid_rules(settings)
-        self._specs = read_specs(reader, settings)
+        self._specs = read_specs(reader, settings, passed_over)
         self._read = {EXPOSURES: 0, REWARDS: 0}
         self._checked = 0
         self._differences: list[Difference] = []
@@ -279,6 +279,8 @@ class _Examination:
         return [one for one in self._unpublished if (one.experiment, one.partition) not in now]
 
     def _notes(self, partitions: dict[int, list[Published]]) -> Iterable[str]:
+        for topic, count in sorted(self._passed_over.counts.items()):
+            yield f"{count} records of {topic} cannot be read and were passed over, as the worker does"
         named = {one.record.rules for one in self._published if one.record.rules is not None}
         for rules in sorted(named - {self._own_rules}, key=str):
             yield (
@@ -372,32 +374,42 @@ def _outcome_explanation(record: PartitionStatistics, truth: Recomputed, mismatc
     return Explanation(contributors=contributors)
 
 
-def read_specs(reader: LogReader, settings: Settings) -> list[LoggedSpec]:
-    """Return all of ``xp.experiments``, each record with its log time; what cannot be decoded is left out."""
+def read_specs(
+    reader: LogReader, settings: Settings, passed_over: PassedOver | None = None
+) -> list[LoggedSpec]:
+    """Return all of ``xp.experiments``, each record with its log time; what cannot be decoded is passed over."""
+    passed_over = passed_over or PassedOver()
     topic = settings.topic("experiments")
     specs: list[LoggedSpec] = []
     for partition in reader.partitions(topic):
         records = reader.read_all(topic, partition)
         for one, log_ms in zip(records, log_times([one.timestamp_ms for one in records]), strict=True):
-            try:
-                record = _SPECS.decode(one.value) if one.value is not None else None
-            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            place = str(Place(topic=topic, partition=partition, offset=one.offset))
+            if not one.key:
+                passed_over.note("without a key", topic=topic, place=place)
                 continue
-            if one.key:
-                specs.append(LoggedSpec(log_ms, one.key.decode(errors="replace"), record, partition))
+            record = None
+            if one.value is not None:
+                record = passed_over.decoded(one.value, ExperimentRecord, topic=topic, place=place)
+                if record is None:
+                    continue
+            specs.append(LoggedSpec(log_ms, one.key.decode(errors="replace"), record, partition))
     return specs
 
 
 def read_statistics(reader: LogReader, settings: Settings) -> list[PartitionStatistics]:
     """Return the newest record under each key of ``xp.stats``; what is none is reported and left out."""
-    return [one.record for one in read_published(reader, settings)]
+    with PassedOver() as passed_over:
+        return [one.record for one in read_published(reader, settings, passed_over)]
 
 
-def read_published(reader: LogReader, settings: Settings) -> list[Published]:
+def read_published(
+    reader: LogReader, settings: Settings, passed_over: PassedOver | None = None
+) -> list[Published]:
     """Return the newest record under each key of ``xp.stats``, and where it stands."""
     newest: dict[bytes | None, Published] = {}
     for partition in reader.partitions(settings.topic("stats")):
-        for one in _published(reader, settings, partition, forget=newest):
+        for one in _published(reader, settings, partition, forget=newest, passed_over=passed_over):
             if one.key not in newest or one.record.newer_than(newest[one.key].record):
                 newest[one.key] = one
     return sorted(
@@ -412,8 +424,12 @@ def _published(
     *,
     key: bytes | None = None,
     forget: dict[bytes | None, Published] | None = None,
+    passed_over: PassedOver | None = None,
 ) -> Iterable[Published]:
-    """Give the statistics records of a partition, of one key if it is given; a tombstone empties `forget`."""
+    """Give the statistics records of a partition, of one key if it is given; a tombstone empties `forget`.
+
+    What is no record is passed over. Where the topic is read again, nobody counts that again.
+    """
     topic = settings.topic("stats")
     for one in reader.read_all(topic, partition):
         if key is not None and one.key != key:
@@ -422,13 +438,15 @@ def _published(
             if forget is not None:
                 forget.pop(one.key, None)
             continue
+        place = Place(topic=topic, partition=partition, offset=one.offset)
         try:
             record = decode_own(one.value, PartitionStatistics)
         except ConfigError as error:
             # The decide stage passes over it too, so no decision rests on it.
-            log.warning("passed over: %s partition %d offset %d is %s", topic, partition, one.offset, error)
+            if passed_over is not None:
+                passed_over.note(str(error), topic=topic, place=str(place))
             continue
-        yield Published(Place(topic=topic, partition=partition, offset=one.offset), one.key, record)
+        yield Published(place, one.key, record)
 
 
 def _mismatch(record: PartitionStatistics, truth: Recomputed, earliest_ms: int | None) -> Mismatch | None:

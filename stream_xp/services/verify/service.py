@@ -35,14 +35,13 @@ from stream_xp.services.oracle.reading import LogReader, LogSpanError, ReadStep,
 from stream_xp.services.oracle.recompute import EXPOSURES, LoggedSpec, conclude
 from stream_xp.services.oracle.report import Place
 from stream_xp.services.oracle.service import read_specs
+from stream_xp.services.passed_over import PassedOver
 from stream_xp.services.verify.compare import Line, line, result_lines
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from stream_xp.settings import Settings
-
-_SIGNALS = msgspec.json.Decoder(Signal)
 
 
 class Verdict(StrEnum):
@@ -107,14 +106,15 @@ def verify(
         DependencyError: the broker did not answer in time.
 
     """
-    with open_reader(settings, progress=progress) as reader:
-        standing, unreadable = read_signals(reader, settings)
+    with open_reader(settings, progress=progress) as reader, PassedOver() as passed_over:
+        standing = read_signals(reader, settings, passed_over)
         found = _distinct([one for one in standing if one.signal.id == signal])
         if not found:
             topic = settings.topic("signals")
+            unreadable = passed_over.counts[topic]
             beside = f"; {unreadable} records there are no signals" if unreadable else ""
             raise ConfigError(f"{topic} holds no signal {signal!r} among {len(standing)}{beside}")
-        specs = read_specs(reader, settings)
+        specs = read_specs(reader, settings, passed_over)
         notes = [f"{len(found)} different records stand under this id"] if found[1:] else []
         return [
             _verification(reader, settings, one, specs, notes=(*notes, *_superseded(one, standing)))
@@ -122,20 +122,17 @@ def verify(
         ]
 
 
-def read_signals(reader: LogReader, settings: Settings) -> tuple[list[Standing], int]:
-    """Return every signal in the order of the log, and how many records are none."""
+def read_signals(reader: LogReader, settings: Settings, passed_over: PassedOver) -> list[Standing]:
+    """Return every signal in the order of the log; records that are none are passed over."""
     topic = settings.topic("signals")
     found: list[Standing] = []
-    unreadable = 0
     for partition in reader.partitions(topic):
         for one in reader.read_all(topic, partition):
-            try:
-                signal = _SIGNALS.decode(one.value or b"")
-            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-                unreadable += 1
-                continue
-            found.append(Standing(Place(topic=topic, partition=partition, offset=one.offset), signal))
-    return found, unreadable
+            place = Place(topic=topic, partition=partition, offset=one.offset)
+            signal = passed_over.decoded(one.value, Signal, topic=topic, place=str(place))
+            if signal is not None:
+                found.append(Standing(place, signal))
+    return found
 
 
 def _distinct(standing: Sequence[Standing]) -> list[Standing]:
