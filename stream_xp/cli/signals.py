@@ -31,7 +31,10 @@ _COLOURS = {"stop": "red", "ship": "green"}
 def signals(
     settings: Settings, *, experiment: str | None, follow: bool, limit: int | None, as_json: bool
 ) -> None:
-    """Show every decision once, oldest first; with --json each is one line, a CloudEvent."""
+    """Show every decision once, oldest first; with --json each is one line, a CloudEvent.
+
+    The last column is the id of the signal, which `stream-xp verify` takes.
+    """
     try:
         for signal in read_signals(settings, experiment=experiment, limit=limit, follow=follow):
             click.echo(msgspec.json.encode(signal) if as_json else _line(signal))
@@ -47,4 +50,8 @@ def _line(signal: Signal) -> str:
     action = click.style(f"{decision.action.upper():<4}", fg=_COLOURS.get(decision.action), bold=True)
     text = f"{result.experiment} version {result.version}{f' ({about})' if about else ''}: {decision.reason}"
     # A name or a reason must not be able to steer a terminal.
-    return f"{signal.time}  {action}  {''.join(letter if letter.isprintable() else '?' for letter in text)}"
+    return f"{_plain(signal.time)}  {action}  {_plain(text)}  {_plain(signal.id)}"
+
+
+def _plain(text: str) -> str:
+    return "".join(letter if letter.isprintable() else "?" for letter in text)

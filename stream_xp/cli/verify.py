@@ -59,6 +59,7 @@ def verify(settings: Settings, *, signal_id: str, as_json: bool) -> None:
     have the same hash; then every test is computed again. Exits 0 if the signal follows from the raw topics, 1 if
     a value differs, 2 if nobody can say: no such signal, no broker, records deleted, or other methods.
 
+    SIGNAL_ID is in the last column of `stream-xp signals`; its first 8 characters will do, if no other id has them.
     A signal names the settings it was made under; the options for them are only used where it names none.
     """
     try:

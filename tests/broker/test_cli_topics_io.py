@@ -318,6 +318,8 @@ def test_signals_are_shown_once_in_the_order_of_time(settings: Settings) -> None
     assert ok(settings, "signals", "--limit", "0") == ""
     (text,) = ok(settings, "signals", "artwork").splitlines()
     assert text.startswith("2026-11-02T10:30:01Z  STOP  artwork version 1 (canary, errors): errors is proven")
+    ids = [line.rsplit("  ", 1)[1] for line in ok(settings, "signals").splitlines()]
+    assert ids == ["a", "b", "c"]
 
 
 def test_following_gives_the_past_and_then_what_comes(embedded: Settings) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from enum import StrEnum
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
@@ -42,6 +42,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from stream_xp.settings import Settings
+
+
+MIN_ID_CHARACTERS: Final = 8
+"""Shortest beginning of an id that stands for it."""
+MAX_NAMED: Final = 5
 
 
 class Verdict(StrEnum):
@@ -101,19 +106,28 @@ def verify(
 ) -> list[Verification]:
     """Derive the signal of an id again; more than one record can stand under it.
 
+    Args:
+        settings: brokers and prefix; the others stand in for what a signal does not say.
+        signal: an id, or at least `MIN_ID_CHARACTERS` of its beginning if no other id begins so.
+        progress: told how far the reading has come.
+
     Raises:
-        ConfigError: no such signal stands on the topic.
+        ConfigError: no such signal stands on the topic, or more than one id begins so.
         DependencyError: the broker did not answer in time.
 
     """
     with open_reader(settings, progress=progress) as reader, PassedOver() as passed_over:
         standing = read_signals(reader, settings, passed_over)
-        found = _distinct([one for one in standing if one.signal.id == signal])
+        topic = settings.topic("signals")
+        found = _distinct(_under(standing, signal, topic))
         if not found:
-            topic = settings.topic("signals")
             unreadable = passed_over.counts[topic]
             beside = f"; {unreadable} records there are no signals" if unreadable else ""
-            raise ConfigError(f"{topic} holds no signal {signal!r} among {len(standing)}{beside}")
+            short = f"; the beginning of an id needs {MIN_ID_CHARACTERS} characters"
+            raise ConfigError(
+                f"{topic} holds no signal {signal!r} among {len(standing)}{beside}"
+                f"{short if len(signal) < MIN_ID_CHARACTERS else ''}"
+            )
         specs = read_specs(reader, settings, passed_over)
         notes = [f"{len(found)} different records stand under this id"] if found[1:] else []
         return [
@@ -132,6 +146,22 @@ def read_signals(reader: LogReader, settings: Settings, passed_over: PassedOver)
             signal = passed_over.decoded(one.value, Signal, topic=topic, place=str(place))
             if signal is not None:
                 found.append(Standing(place, signal))
+    return found
+
+
+def _under(standing: Sequence[Standing], signal: str, topic: str) -> list[Standing]:
+    """Return what stands under an id, or under the only id that begins so."""
+    whole = [one for one in standing if one.signal.id == signal]
+    if whole or len(signal) < MIN_ID_CHARACTERS:
+        return whole
+    found = [one for one in standing if one.signal.id.startswith(signal)]
+    ids = sorted({one.signal.id for one in found})
+    if len(ids) > 1:
+        more = ", ..." if len(ids) > MAX_NAMED else ""
+        raise ConfigError(
+            f"{len(ids)} signals of {topic} have an id that begins with {signal!r}: "
+            f"{', '.join(map(repr, ids[:MAX_NAMED]))}{more}; write out more of it"
+        )
     return found
 
 

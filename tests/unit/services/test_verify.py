@@ -267,6 +267,50 @@ def test_a_right_signal_is_derived_to_the_last_value(broker: Broker) -> None:
     assert by_name["code version"].equal is None
 
 
+def with_ids(broker: Broker, *ids: str) -> None:
+    """Put more signals on the topic, of which only the ids matter."""
+    (signal,) = signals(broker)
+    for one in ids:
+        broker.add("xp.signals", b"exp", msgspec.json.encode(msgspec.structs.replace(signal, id=one)))
+
+
+def test_the_beginning_of_an_id_stands_for_it(broker: Broker) -> None:
+    fill(broker)
+    whole = decided(broker, parts(broker)).id
+    with_ids(broker, "0" * 32 if whole[0] != "0" else "1" * 32)
+    for length in (8, 9, 31, 32):
+        assert only(verify(SETTINGS, whole[:length])).signal_id == whole
+    with pytest.raises(ConfigError, match=r"holds no signal '.{7}' among 2; .* needs 8 characters"):
+        verify(SETTINGS, whole[:7])
+    with pytest.raises(ConfigError, match="holds no signal '' among 2"):
+        verify(SETTINGS, "")
+    with pytest.raises(ConfigError, match=r"holds no signal 'zzzzzzzz' among 2$"):
+        verify(SETTINGS, "z" * 8)
+
+
+def test_a_beginning_that_two_ids_have_is_ambiguous(broker: Broker) -> None:
+    fill(broker)
+    whole = decided(broker, parts(broker)).id
+    beside = whole[:10] + "zz"
+    with_ids(broker, beside, whole[:10])
+    with pytest.raises(ConfigError) as raised:
+        verify(SETTINGS, whole[:9])
+    assert str(raised.value) == (
+        f"3 signals of xp.signals have an id that begins with {whole[:9]!r}: "
+        f"{', '.join(map(repr, sorted((whole[:10], whole, beside))))}; write out more of it"
+    )
+    # One that is an id itself is that one, and one that stands twice is not two.
+    assert {one.signal_id for one in verify(SETTINGS, whole[:10])} == {whole[:10]}
+    longer = whole[:11]
+    broker.logs["xp.signals", 0] *= 2
+    assert {one.signal_id for one in verify(SETTINGS, longer)} == {whole}
+    with_many = [f"{whole[:10]}y{n}" for n in range(9)]
+    broker.logs["xp.signals", 0] = broker.logs["xp.signals", 0][:1]
+    with_ids(broker, *with_many)
+    with pytest.raises(ConfigError, match=r"10 signals .*(?:'[^']+', ){5}\.\.\.; write out more"):
+        verify(SETTINGS, whole[:8])
+
+
 def test_it_derives_at_the_offsets_of_the_signal_and_not_at_the_end_of_the_log(broker: Broker) -> None:
     fill(broker)
     signal = decided(broker, parts(broker))
