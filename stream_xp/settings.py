@@ -17,7 +17,7 @@ import logging
 import ssl
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, cast, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, cast, get_args, get_type_hints
 
 import msgspec
 from msgspec import Meta, Struct
@@ -340,10 +340,23 @@ def _convert(name: str, value: object, *, label: str) -> object:
         return value if isinstance(value, Secret) else Secret(str(value))
     if name == "roles" and isinstance(value, str):
         value = [role.strip() for role in value.split(",")]
+    if name == "sasl_mechanism" and value not in get_args(Mechanism):
+        raise ConfigError(
+            f"{label} must be one of {', '.join(get_args(Mechanism))}, found {value!r}{_no_token(value)}"
+        )
     try:
         return msgspec.convert(value, _FIELDS[name], strict=False)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{label}: {error}, found {value!r}") from error
+
+
+def _no_token(mechanism: object) -> str:
+    """Return why a mechanism of tokens is not offered: a clause to append, or nothing."""
+    if str(mechanism).upper() not in ("OAUTHBEARER", "AWS_MSK_IAM", "GSSAPI"):
+        return ""
+    return (
+        ": this version proves an account by its password, or by a certificate with SSL, and fetches no token"
+    )
 
 
 def _read_secret(variable: str, path: Path) -> Secret:

@@ -123,6 +123,20 @@ def test_another_host_needs_the_protocol_written_out() -> None:
     assert settings.bootstrap_servers() == ["127.0.0.1:9092", "kafka:9092"]
 
 
+@pytest.mark.parametrize("mechanism", ["OAUTHBEARER", "oauthbearer", "GSSAPI"])
+def test_a_mechanism_of_tokens_is_refused_by_name(sasl: dict[str, str], mechanism: str) -> None:
+    assert refusal(sasl | {"STREAM_XP_SASL_MECHANISM": mechanism}) == (
+        f"STREAM_XP_SASL_MECHANISM must be one of SCRAM-SHA-512, SCRAM-SHA-256, PLAIN, found {mechanism!r}: this "
+        "version proves an account by its password, or by a certificate with SSL, and fetches no token"
+    )
+
+
+def test_a_misspelt_mechanism_is_told_those_there_are(sasl: dict[str, str]) -> None:
+    assert refusal(sasl | {"STREAM_XP_SASL_MECHANISM": "SCRAM"}).endswith(
+        "must be one of SCRAM-SHA-512, SCRAM-SHA-256, PLAIN, found 'SCRAM'"
+    )
+
+
 @pytest.mark.parametrize("missing", ["SSL_CA_FILE", "SASL_USERNAME", "SASL_PASSWORD"])
 def test_sasl_needs_all_its_parts(sasl: dict[str, str], missing: str) -> None:
     del sasl[f"STREAM_XP_{missing}"]
