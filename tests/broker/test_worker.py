@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
-from proxy import Proxy
+from proxy import RewritingProxy
 from worker_process import (
     Traffic,
     WorkerProcess,
@@ -210,8 +210,8 @@ def test_the_broker_goes_away_for_a_while(
 ) -> None:
     prepare(settings)
     traffic = Traffic(settings, seed=4)
-    with Proxy(apache_kafka) as proxy:
-        through = msgspec.structs.replace(settings, bootstrap=proxy.bootstrap)
+    with RewritingProxy(apache_kafka) as proxy:
+        through = msgspec.structs.replace(settings, bootstrap=proxy.address)
         with WorkerProcess(through, tmp_path) as worker:
             worker.wait_started()
             with traffic.flowing():
@@ -238,8 +238,8 @@ def test_sigterm_ends_it_while_the_broker_is_away(
 ) -> None:
     prepare(settings)
     traffic = Traffic(settings, seed=5)
-    with Proxy(apache_kafka) as proxy:
-        through = msgspec.structs.replace(settings, bootstrap=proxy.bootstrap)
+    with RewritingProxy(apache_kafka) as proxy:
+        through = msgspec.structs.replace(settings, bootstrap=proxy.address)
         with WorkerProcess(through, tmp_path) as worker:
             worker.wait_started()
             with traffic.flowing():

@@ -21,9 +21,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from broker.proxy import Proxy
     from chaos.harness import Rig
     from chaos.node import Node
-    from chaos.proxy import Proxy
 
 # Everything that imports a Kafka client is imported late: the warnings of those imports are ignored only from
 # the collection of tests on.
@@ -69,9 +69,9 @@ def _is_wanted(item: pytest.Item) -> bool:
 @pytest.fixture(scope="session")
 def _broker(request: pytest.FixtureRequest) -> Iterator[tuple[Node, Proxy]]:
     from broker.apache_kafka import Unavailable  # noqa: PLC0415
+    from broker.proxy import Proxy  # noqa: PLC0415
     from chaos.harness import use_fast_checksums  # noqa: PLC0415
     from chaos.node import Node  # noqa: PLC0415
-    from chaos.proxy import Proxy  # noqa: PLC0415
 
     use_fast_checksums()
     # A folder of its own: pytest removes its own folders of earlier runs, also those of a run that goes on.

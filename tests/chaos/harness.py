@@ -37,8 +37,8 @@ from stream_xp.domain.statistics import PartitionStatistics
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from broker.proxy import Proxy
     from chaos.node import Node
-    from chaos.proxy import Proxy
 
     from stream_xp.domain.experiment import ExperimentSpec
     from stream_xp.settings import Settings

@@ -6,9 +6,9 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
+from broker.proxy import Shape
 from broker.worker_process import committed, ends
 from chaos.harness import RECOVERY_DEADLINE_S
-from chaos.proxy import Shape
 from chaos.traffic import Mix
 from kafka import KafkaAdminClient
 

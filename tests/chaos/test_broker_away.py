@@ -6,9 +6,9 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
+from broker.proxy import Shape
 from chaos.audit import against_commits
 from chaos.harness import supervised
-from chaos.proxy import Shape
 
 if TYPE_CHECKING:
     from chaos.harness import Rig

@@ -8,7 +8,7 @@ import threading
 from typing import TYPE_CHECKING
 
 import pytest
-from chaos.proxy import Proxy, Shape
+from broker.proxy import Proxy, Shape
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
