@@ -103,6 +103,66 @@ def parts_of(state: PartitionState) -> Parts:
     return parts
 
 
+class Restoration:
+    """A state on its way out of the parts of a snapshot, which it takes over.
+
+    Three steps. The first and the last take time and touch nothing that is shared: they may run in a thread beside
+    whoever uses the registry. The second is short.
+
+    Raises:
+        StateError: the parts do not fit together.
+    """
+
+    def __init__(self, parts: Parts) -> None:
+        try:
+            self._head = msgspec.json.decode(parts[HEAD].data, type=_Head)
+            self._entries = list(_entries(self._head))
+            size = int(parts[TAIL][:8].view(np.int64)[0])
+            self._tail = msgspec.json.decode(parts[TAIL][8 : 8 + size].data, type=_Tail)
+            self._held = _arrays(parts, self._tail, parts[TAIL][8 + size :])
+        except (KeyError, ValueError, IndexError, msgspec.MsgspecError) as error:
+            raise StateError(f"snapshot is damaged: its parts do not fit together ({error})") from error
+
+    def join(
+        self,
+        registry: Registry,
+        *,
+        allowed_lateness_ms: int,
+        max_units: int = MAX_UNITS,
+        rules: Rules | None = None,
+    ) -> None:
+        """Add the specs of the snapshot to `registry`, and make a state of it that knows them.
+
+        Raises:
+            ConfigError: it was made under other rules; with another bound of units only where it shows.
+        """
+        head, tail, held = self._head, self._tail, self._held
+        _check_rules(tail, allowed_lateness_ms, rules)
+        _check_max_units(tail, held["tallies"], max_units)
+        registry.add(self._entries)
+        state = self._state = PartitionState(
+            tail.partition,
+            registry,
+            allowed_lateness_ms=allowed_lateness_ms,
+            max_units=max_units,
+            rules=rules,
+        )
+        self._slot_of = np.array([slot.index for slot in _slots(registry, head)], np.int64)
+        self._event_of = np.array([registry.events[event] for event in head.events], np.int64)
+        state.arrays["tallies"][self._slot_of] = held["tallies"]
+        _restore_cells(state, head, tail, held)
+        state.progress = tail.progress
+        state.behind = tail.behind
+
+    def finish(self) -> PartitionState:
+        """The state, whole."""
+        held = self._held
+        _renumber(held, self._slot_of, self._event_of)
+        counted = ("scalars", "exposure_outcomes", "reward_outcomes")
+        self._state.restore({name: held[name] for name in (*counted, "rows", "values", "pool", *_IDS)})
+        return self._state
+
+
 def state_of(
     parts: Parts,
     registry: Registry,
@@ -117,27 +177,9 @@ def state_of(
         StateError: the parts do not fit together.
         ConfigError: they were made under other rules; with another bound of units only where it shows.
     """
-    try:
-        head = msgspec.json.decode(parts[HEAD].data, type=_Head)
-        entries = list(_entries(head))
-        size = int(parts[TAIL][:8].view(np.int64)[0])
-        tail = msgspec.json.decode(parts[TAIL][8 : 8 + size].data, type=_Tail)
-        held = _arrays(parts, tail, parts[TAIL][8 + size :])
-    except (KeyError, ValueError, IndexError, msgspec.MsgspecError) as error:
-        raise StateError(f"snapshot is damaged: its parts do not fit together ({error})") from error
-    _check_rules(tail, allowed_lateness_ms, rules)
-    _check_max_units(tail, held["tallies"], max_units)
-    registry.add(entries)
-    state = PartitionState(
-        tail.partition, registry, allowed_lateness_ms=allowed_lateness_ms, max_units=max_units, rules=rules
-    )
-    _renumber(state, head, held)
-    _restore_cells(state, head, tail, held)
-    counted = ("scalars", "exposure_outcomes", "reward_outcomes")
-    state.restore({name: held[name] for name in (*counted, "rows", "values", "pool", *_IDS)})
-    state.progress = tail.progress
-    state.behind = tail.behind
-    return state
+    restoration = Restoration(parts)
+    restoration.join(registry, allowed_lateness_ms=allowed_lateness_ms, max_units=max_units, rules=rules)
+    return restoration.finish()
 
 
 def _check_rules(tail: _Tail, allowed_lateness_ms: int, rules: Rules | None) -> None:
@@ -332,18 +374,14 @@ def _typed(name: str, part: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
     return part.view(kernels.DTYPES.get(name, np.dtype(np.int64)))
 
 
-def _renumber(state: PartitionState, head: _Head, held: dict[str, npt.NDArray[Any]]) -> None:
+def _renumber(held: Mapping[str, npt.NDArray[Any]], slot_of: kernels.Int64, event_of: kernels.Int64) -> None:
     """Translate slots and event codes to those of this process's registry."""
-    registry = state.registry
-    slot_of = np.array([slot.index for slot in _slots(registry, head)], np.int64)
-    event_of = np.array([registry.events[event] for event in head.events], np.int64)
     if (slot_of != np.arange(len(slot_of))).any():
         held["rows"]["slot"] = slot_of[held["rows"]["slot"]]
     pool = held["pool"]
     pool["event"] = event_of[pool["event"]]
     named = pool["experiment"] >= 0
     pool["experiment"][named] = slot_of[pool["experiment"][named]]
-    state.arrays["tallies"][slot_of] = held["tallies"]
 
 
 def _slots(registry: Registry, head: _Head) -> list[Slot]:

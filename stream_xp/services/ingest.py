@@ -23,8 +23,8 @@ from stream_xp.domain.dead_letter import DeadLetter, dead_letter_key
 from stream_xp.domain.statistics import PartitionStatistics, Rules
 from stream_xp.engine.columns import Block, exposure_columns, reward_columns
 from stream_xp.engine.kernels import NEVER
-from stream_xp.engine.registry import Slot
-from stream_xp.engine.snapshot import state_of
+from stream_xp.engine.registry import Registry, Slot
+from stream_xp.engine.snapshot import Restoration
 from stream_xp.engine.snapshot_log import KeyedRecord, SnapshotReader, SnapshotWriter, WholeSnapshot
 from stream_xp.engine.state import EXPOSURES, REWARDS, PartitionState
 from stream_xp.errors import DependencyError, StateError
@@ -127,6 +127,7 @@ class Ingest:
         self._stats_partitions = stats_partitions
         self._tasks: dict[int, PartitionTask] = {}
         self._loading: dict[int, asyncio.Lock] = {}
+        self._restoring = asyncio.Lock()
         self._drops = 0
         self._left_ns = -1
         self._limits = Limits(record_bytes=settings.max_record_bytes, future_ms=settings.future_tolerance_ms)
@@ -309,7 +310,7 @@ class Ingest:
         for name, why in reader.damaged.items():
             log.error("snapshot passed over", partition=partition, snapshot=name, error=why)
         starts = await self._log_starts(partition)
-        state = self._newest_state(partition, reader.whole()) or self._empty_state(partition)
+        state = await self._newest_state(partition, reader.whole()) or self._empty_state(partition)
         self._require_beginning(state, reader, starts)
         task = PartitionTask(state, starts=starts, left=reader.keys)
         task.snapshot_at, task.snapshot_watermark_ms = task.position(), state.watermark_ms
@@ -340,17 +341,19 @@ class Ingest:
                     "counted again"
                 )
 
-    def _newest_state(self, partition: int, snapshots: list[WholeSnapshot]) -> PartitionState | None:
+    async def _newest_state(self, partition: int, snapshots: list[WholeSnapshot]) -> PartitionState | None:
         settings = self._settings
         for snapshot in snapshots:
             try:
-                return state_of(
-                    snapshot.parts(),
-                    self._experiments.registry,
-                    allowed_lateness_ms=settings.allowed_lateness_ms,
-                    max_units=settings.max_units,
-                    rules=self._rules,
-                )
+                # One at a time: another thread would take the core that heartbeats and other partitions need.
+                async with self._restoring:
+                    return await restored(
+                        snapshot,
+                        self._experiments.registry,
+                        allowed_lateness_ms=settings.allowed_lateness_ms,
+                        max_units=settings.max_units,
+                        rules=self._rules,
+                    )
             except StateError as error:
                 log.error(
                     "snapshot passed over",
@@ -445,6 +448,28 @@ class Ingest:
                 await self._writer.durable(sent, topic)
                 sent.clear()
         await self._writer.durable(sent, topic)
+
+
+async def restored(
+    snapshot: WholeSnapshot,
+    registry: Registry,
+    *,
+    allowed_lateness_ms: int,
+    max_units: int,
+    rules: Rules | None = None,
+) -> PartitionState:
+    """The state in a snapshot, whose pages it gives up; the event loop goes on while it is made.
+
+    What takes long is done in a thread that holds the interpreter for no more than a page at a time. It is not shared
+    with anybody before it is done, so whoever gives up waiting may forget it.
+
+    Raises:
+        StateError: the snapshot is damaged.
+        ConfigError: it was made under other rules; with another bound of units only where it shows.
+    """
+    restoration = await asyncio.to_thread(lambda: Restoration(snapshot.parts()))
+    restoration.join(registry, allowed_lateness_ms=allowed_lateness_ms, max_units=max_units, rules=rules)
+    return await asyncio.to_thread(restoration.finish)
 
 
 async def _batches(

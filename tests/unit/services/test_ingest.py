@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
 from collections.abc import Awaitable
 from typing import Any
@@ -17,7 +18,9 @@ from stream_xp.domain.experiment import ExperimentRecord, ExperimentSpec, Weight
 from stream_xp.domain.statistics import PartitionStatistics
 from stream_xp.engine.columns import Block
 from stream_xp.engine.registry import Entry, Registry
-from stream_xp.engine.snapshot_log import Manifest
+from stream_xp.engine.snapshot import Restoration
+from stream_xp.engine.snapshot_log import Manifest, WholeSnapshot
+from stream_xp.engine.state import PartitionState
 from stream_xp.errors import ConfigError, DependencyError, StateError
 from stream_xp.services import ingest as module
 from stream_xp.services.ingest import Ingest
@@ -168,6 +171,14 @@ def exposures(
     keys = [f"u{at}".encode() for at in offsets]
     stamps = [T + at for at in offsets]
     return Block(topic, 0, first, first + count, offsets, stamps, keys, values, [()] * count)
+
+
+def another_spec(registry: Registry, name: str) -> Entry:
+    (entry,) = registry.entries
+    assert entry.record is not None
+    spec = msgspec.structs.replace(SPEC, experiment=name)
+    record = msgspec.structs.replace(entry.record, spec=spec, design_hash=spec.design_hash())
+    return Entry(offset=1, experiment=name, in_force_ms=T, record=record)
 
 
 def units(parts: Parts) -> int:
@@ -552,6 +563,72 @@ def test_a_damaged_snapshot_is_passed_over_for_the_one_before(log: Log) -> None:
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [(WholeSnapshot, "parts"), (Restoration, "__init__"), (PartitionState, "restore")],
+    ids=["pages", "arrays", "tables"],
+)
+def test_while_a_snapshot_is_restored_the_loop_and_other_partitions_go_on(
+    log: Log, monkeypatch: pytest.MonkeyPatch, owner: type, name: str
+) -> None:
+    real, entered, gate = getattr(owner, name), threading.Event(), threading.Event()
+
+    def held_up(self: Any, *args: Any) -> Any:
+        entered.set()
+        # On the event loop nobody could open the gate.
+        assert gate.wait(30), "the event loop stands still"
+        return real(self, *args)
+
+    async def scenario() -> None:
+        first = Parts(log)
+        await first.ingest.on_block(exposures(0, 6))
+        await first.ingest.flush()
+        monkeypatch.setattr(owner, name, held_up)
+        second = Parts(log)
+        loading = asyncio.create_task(second.ingest.load([0]))
+        while not entered.is_set():
+            await asyncio.sleep(0.001)
+        # Partition 1 is empty. It is read while partition 0 is restored, and brings a spec that nobody knew.
+        await second.ingest.on_block(exposures(0, 3)._replace(partition=1))
+        assert second.ingest.partitions == [1]
+        second.specs.registry.add([another_spec(second.specs.registry, "other")])
+        gate.set()
+        await loading
+        assert second.ingest.partitions == [0, 1]
+        await second.ingest.on_block(exposures(6, 2))
+        assert (second.state().units, second.state(1).units) == (8, 3)
+
+    asyncio.run(scenario())
+
+
+def test_a_partition_that_leaves_while_it_is_restored_is_not_kept(
+    log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, entered, gate = PartitionState.restore, threading.Event(), threading.Event()
+
+    def held_up(state: PartitionState, held: dict[str, Any]) -> None:
+        entered.set()
+        assert gate.wait(30), "the event loop stands still"
+        real(state, held)
+
+    async def scenario() -> None:
+        first = Parts(log)
+        await first.ingest.on_block(exposures(0, 6))
+        await first.ingest.flush()
+        monkeypatch.setattr(PartitionState, "restore", held_up)
+        second = Parts(log)
+        loading = asyncio.create_task(second.ingest.load([0]))
+        while not entered.is_set():
+            await asyncio.sleep(0.001)
+        second.ingest.drop()
+        gate.set()
+        await loading
+        assert second.ingest.partitions == []
+        assert second.source.commits == {}
+
+    asyncio.run(scenario())
+
+
 def test_without_a_whole_snapshot_a_log_cut_since_counting_began_is_an_error_of_state(log: Log) -> None:
     async def scenario() -> None:
         first = Parts(log)
@@ -764,12 +841,8 @@ def test_specs_that_came_since_the_last_record_are_in_the_snapshot(log: Log) -> 
     async def scenario() -> None:
         parts = Parts(log)
         await parts.ingest.on_block(exposures(0, 4))
-        (entry,) = parts.specs.registry.entries
-        assert entry.record is not None
-        spec = msgspec.structs.replace(SPEC, experiment="later")
-        later = msgspec.structs.replace(entry.record, spec=spec, design_hash=spec.design_hash())
         # Another partition's block made the worker read it.
-        parts.specs.registry.add([Entry(offset=1, experiment="later", in_force_ms=T, record=later)])
+        parts.specs.registry.add([another_spec(parts.specs.registry, "later")])
         await parts.ingest.flush()
         second = Parts(log)
         await second.ingest.load([0])
