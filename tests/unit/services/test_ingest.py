@@ -763,6 +763,42 @@ def test_the_next_snapshot_writes_what_changed(log: Log) -> None:
     asyncio.run(scenario())
 
 
+def test_snapshots_of_all_partitions_together_have_one_share_of_the_time(
+    log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        now_s, send, durable = 0.0, log.send, log.durable
+
+        async def working(topic: str, **record: Any) -> Awaitable[Any]:
+            nonlocal now_s
+            now_s += 1.0 if topic == "xp.state" else 0.0
+            return await send(topic, **record)
+
+        async def waiting(sent: list[Awaitable[Any]], topic: str) -> None:
+            nonlocal now_s
+            now_s += 1_000.0
+            await durable(sent, topic)
+
+        monkeypatch.setattr(log, "send", working)
+        monkeypatch.setattr(log, "durable", waiting)
+        monkeypatch.setattr(module, "_elapsed_s", lambda: now_s)
+        parts = Parts(log)
+        for partition in (0, 1):
+            await parts.ingest.on_block(exposures(0, 4)._replace(partition=partition))
+        began_s = asyncio.get_running_loop().time()
+        await parts.ingest.flush()
+        states = [record for record in log.topics["xp.state"] if record.partition == 0]
+        first, second = parts.ingest._tasks[0], parts.ingest._tasks[1]
+        # A second for each record, and nothing for waiting.
+        assert first.snapshot_work_s == second.snapshot_work_s == len(states)
+        # The second one knows of both.
+        share_s = module.SNAPSHOT_SHARE * len(states)
+        assert began_s + share_s <= first.next_snapshot < began_s + 1.5 * share_s
+        assert began_s + 2 * share_s <= second.next_snapshot < began_s + 2.5 * share_s
+
+    asyncio.run(scenario())
+
+
 def test_what_predecessors_left_is_deleted_once_two_snapshots_of_ones_own_are_whole(log: Log) -> None:
     async def scenario() -> None:
         first = Parts(log)
