@@ -30,6 +30,9 @@ _PLACE = np.dtype([("digest", "<u8"), ("turn", "u1")])
 _BEGIN = b'{"digest":"'
 _DIGEST_AT, _DIGEST_END = len(_BEGIN), len(_BEGIN) + 16
 _KEPT = 2
+_RANDOM = {"pool", "exposure_ids", "reward_ids"}
+"""Parts of hashes for the most part: to look for repetitions closely takes time and finds next to none."""
+_HURRIED, _CLOSE = 16, 1
 
 
 class KeyedRecord(NamedTuple):
@@ -178,7 +181,9 @@ class Snapshot:
                     after.places.append(before.places[at])
                     continue
                 turn = 1 - before.places[at][1] if known else 0
-                value = lz4.block.compress(page)
+                value = lz4.block.compress(
+                    page, mode="fast", acceleration=_HURRIED if name in _RANDOM else _CLOSE
+                )
                 after.places.append((xxhash.xxh3_64_intdigest(value), turn))
                 self.pages_written += 1
                 self.bytes_written += len(value)
