@@ -207,7 +207,8 @@ class _KafkaLog:
     async def stop(self) -> None:
         await self._writer.stop()
         with connect(self._settings) as client:
-            client.delete_topics([self._topic])
+            if self._topic in client.list_topics():
+                client.delete_topics([self._topic])
 
     async def write(self, records: Iterable[KeyedRecord]) -> None:
         sent: list[Any] = []
@@ -521,8 +522,8 @@ async def measure(job: Job) -> RecoveryReport:
         return await _Bench(MemoryLog()).run(job)
     prefix = f"bench-{secrets.token_hex(4)}."
     log = _KafkaLog(Settings(bootstrap=job.bootstrap, prefix=prefix, partitions=1))
-    await log.start()
     try:
+        await log.start()
         return await _Bench(log).run(job)
     finally:
         await log.stop()
