@@ -28,6 +28,8 @@ REWARDS = "rewards"
 
 MAX_UNITS = 20_000_000
 """Units of one experiment version that a partition holds, if nothing else is said."""
+SPARE_SHARE = 8
+"""A state that was restored has room for one row more for every so many, so that its first block need not make it."""
 RELEASE_SHARE = 8
 """Rows that nothing can change are released once they are one in so many: to move the others takes time."""
 BEHIND_LIMIT = 10_000
@@ -231,9 +233,12 @@ class PartitionState:
         for ids, counter in (("exposure_ids", kernels.IDS_EXPOSURES), ("reward_ids", kernels.IDS_REWARDS)):
             self.arrays["scalars"][counter] = len(held[ids])
             self._enter_ids(ids, counter, horizon_ms=NEVER)
-        for name, size in (("due", self.units), ("waiting", len(held["pool"])), ("free", len(held["pool"]))):
+        rows = self.units + self.units // SPARE_SHARE
+        for name, size in (("due", rows), ("waiting", len(held["pool"])), ("free", len(held["pool"]))):
             self.arrays[name] = _empty(name, size)
-        self._enter_rows(self.units * 10 // 6 + 1)
+        self._grow("rows", rows)
+        self._grow("values", self._scalar(kernels.VALUES) * rows // max(self.units, 1))
+        self._enter_rows(rows * 10 // 6 + 1)
         kernels.await_maturity(self._layout, self._state(), self.allowed_lateness_ms)
         kernels.await_settling(self._state())
         tallies = self.arrays["tallies"]

@@ -23,7 +23,7 @@ from stream_xp.engine.columns import Block, ExposureColumns, exposure_columns, r
 from stream_xp.engine.registry import Entry, Registry
 from stream_xp.engine.snapshot import decode_snapshot, encode_snapshot, parts_of, state_of
 from stream_xp.engine.snapshot_log import KeyedRecord, whole_snapshots
-from stream_xp.engine.state import EXPOSURES, REWARDS, PartitionState, _wide
+from stream_xp.engine.state import EXPOSURES, REWARDS, SPARE_SHARE, PartitionState, _wide
 from stream_xp.errors import ConfigError, StateError
 from stream_xp.services.oracle.recompute import histogram_bin
 from stream_xp.stats.log_histogram import bin_of
@@ -718,6 +718,17 @@ def test_a_snapshot_that_was_cut_is_an_error_of_state(held: PartitionState, cut:
 def test_bytes_behind_a_snapshot_are_an_error_of_state(held: PartitionState) -> None:
     with pytest.raises(StateError):
         decode_snapshot(encode_snapshot(held) + b"x", Registry(), allowed_lateness_ms=LATENESS_MS)
+
+
+def test_the_first_block_after_a_restore_moves_nothing_large(held: PartitionState) -> None:
+    """It is applied on the event loop; the restore is not."""
+    expose(held, 86, [exposure_of(n, time=T + 1_250) for n in range(100, 500)])
+    state = again(held)
+    before = {name: state.arrays[name] for name in ("rows", "values", "due", "lookup")}
+    spare = state.units // SPARE_SHARE
+    expose(state, 486, [exposure_of(n, time=T + 1_250) for n in range(600, 600 + spare)])
+    assert state.units == held.units + spare
+    assert [name for name, array in before.items() if state.arrays[name] is not array] == []
 
 
 def test_another_schema_refuses_to_start(held: PartitionState, monkeypatch: pytest.MonkeyPatch) -> None:
