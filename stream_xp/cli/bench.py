@@ -83,15 +83,19 @@ def evaluate(experiments: int, metrics: int, rounds: int, *, as_json: bool) -> N
     show_default=True,
     help="(Unit, experiment) pairs before the traffic; may be given again, each runs by itself.",
 )
-@click.option("--ten-million", is_flag=True, help="Also 10,000,000 rows: about 3 GB and some minutes.")
+@click.option(
+    "--ten-million", is_flag=True, help="Also 10,000,000 rows: about 4 GB, and ten minutes with --rounds 1."
+)
 @click.option(
     "--events",
     type=click.IntRange(1_000, 5_000_000),
     default=500_000,
     show_default=True,
-    help="Between two snapshots: about what a worker reads in 2 s.",
+    help="Of a round: about what a worker reads in 2 s.",
 )
-@click.option("--rounds", type=click.IntRange(1, 20), default=3, show_default=True)
+@click.option(
+    "--rounds", type=click.IntRange(1, 20), default=3, show_default=True, help="Of each figure, the median."
+)
 @click.option(
     "--bootstrap",
     metavar="HOST:PORT,...",
@@ -108,6 +112,15 @@ def recovery(
     as_json: bool,
 ) -> None:
     """Fill a partition with units, take snapshots of what changed and, in the same run, of all, and recover.
+
+    The share of ingest is CPU time to write a snapshot by CPU time to decode, join and count the events since the
+    one before, in one process, for a worker that reads without end. As in the worker, the next snapshot is due 2 s
+    after the last one began, or 20 times as long as that took, if that is more. Fetching from Kafka is not counted
+    as ingest. With --bootstrap, sending is counted as snapshot. Units have values from the beginning; rewards are
+    of the newest 5 % of the units, or of any: then nearly every page of the values changes.
+
+    "After every" so many events says what a snapshot would cost as a share of one round, if none ever waited
+    longer. Recovery is wall time: to read the state topic, to restore the state, and to apply the next block.
 
     The embedded broker keeps only 5 MB of a partition, so snapshots stay in memory unless a Kafka is given.
     """

@@ -35,9 +35,10 @@ from stream_xp.settings import Settings
 log = structlog.get_logger(__name__)
 
 SNAPSHOT_SHARE = 20
-"""The next snapshot waits at least this many times as long as the last one of every partition took together.
+"""A partition's next snapshot waits at least this many times as long as its last one took, and as the work took that
+the last ones of all partitions were.
 
-So they cost a worker that reads without end at most about 5 % of its time, however many partitions it has.
+So the work is about 5 % of the time of a worker in steady state, however many partitions it has.
 """
 PAGES_IN_FLIGHT = 16
 """Pages of a snapshot that are sent before the first of them must be acknowledged."""
@@ -411,7 +412,8 @@ class Ingest:
             return
         await self._snapshot(task)
         took_s = asyncio.get_running_loop().time() - now
-        # Of the others only the work counts: while the broker was waited for, this worker read on.
+        # Of the others only the work counts, not how long the broker took: that is no cost, and a slow broker would
+        # make every partition wait for all.
         work_s = sum(each.snapshot_work_s for each in self._tasks.values())
         pause_s = SNAPSHOT_SHARE * max(took_s, work_s)
         task.next_snapshot = now + max(self._settings.snapshot_interval_ms / 1000, pause_s)
@@ -429,7 +431,9 @@ class Ingest:
         task.dead_letters.clear()
         work_s = await self._write_state(task, snapshot.pages())
         # The manifest says that every page is there, so it is sent only when every page is.
-        task.snapshot_work_s = work_s + await self._write_state(task, [snapshot.manifest()])
+        work_s += await self._write_state(task, [snapshot.manifest()])
+        # The first one after a load is complete, and says nothing of what those after it take.
+        task.snapshot_work_s = work_s if task.snapshots.number else 0.0
         task.snapshots.commit(snapshot)
         task.snapshot_at, task.snapshot_watermark_ms = position, watermark_ms
         if not self._owns(task):
