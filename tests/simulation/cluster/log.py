@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import NamedTuple
 
 
@@ -17,13 +19,17 @@ class Record(NamedTuple):
     writer: str
 
 
+_offset = attrgetter("offset")
+
+
 @dataclass
 class Partition:
-    """`history` is what was ever appended, `live` what a consumer can read now."""
+    """`history` is what was ever appended, `live` what a consumer can read now, `changes` how often that changed."""
 
     history: list[Record] = field(default_factory=list)
     live: list[Record] = field(default_factory=list)
     start: int = 0
+    changes: int = 0
 
     @property
     def end(self) -> int:
@@ -32,8 +38,8 @@ class Partition:
 
     def read(self, offset: int, count: int) -> list[Record]:
         """The next records at or after `offset`."""
-        found = [record for record in self.live if record.offset >= offset]
-        return found[:count]
+        first = bisect_left(self.live, offset, key=_offset)
+        return self.live[first : first + count]
 
 
 class Log:
@@ -56,6 +62,7 @@ class Log:
         record = Record(held.end, now_ms, key, value, self.tick(), writer)
         held.history.append(record)
         held.live.append(record)
+        held.changes += 1
         return record
 
     def compact(self, topic: str, partition: int, until: int) -> int:
@@ -65,6 +72,7 @@ class Log:
         kept = [r for r in held.live if r.offset >= until or newest[r.key] == r.offset]
         gone = len(held.live) - len(kept)
         held.live = kept
+        held.changes += 1
         return gone
 
     def truncate(self, topic: str, partition: int, start: int) -> None:
@@ -72,11 +80,13 @@ class Log:
         held = self.topics[topic][partition]
         held.start = max(held.start, min(start, held.end))
         held.live = [record for record in held.live if record.offset >= held.start]
+        held.changes += 1
 
     def spoil(self, topic: str, partition: int, offset: int, value: bytes | None) -> None:
         """Put other bytes in the place of a record's value: a disk that does not keep what it was given."""
         held = self.topics[topic][partition]
         held.live = [r._replace(value=value) if r.offset == offset else r for r in held.live]
+        held.changes += 1
 
     def history(self, topic: str) -> list[Record]:
         """Everything that was ever on a topic, in the order of all its partitions."""

@@ -12,11 +12,37 @@ import contextlib
 import contextvars
 import heapq
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from typing import Any
 
 OWNER: contextvars.ContextVar[Any] = contextvars.ContextVar("OWNER", default=None)
 """The node whose code runs: whatever it schedules belongs to it."""
+
+
+_KEPT = 64
+"""Tasks of a node that are kept before those among them that have ended are let go."""
+
+
+class Callback:
+    """What asyncio's `Handle` is, without what a loop for debugging needs."""
+
+    __slots__ = ("args", "callback", "context", "gone", "owner")
+
+    def __init__(
+        self, callback: Callable[..., Any], args: tuple[Any, ...], context: contextvars.Context | None
+    ) -> None:
+        self.callback, self.args, self.gone = callback, args, False
+        self.context = contextvars.copy_context() if context is None else context
+        self.owner = self.context.get(OWNER)
+
+    def cancel(self) -> None:
+        """Do not run it any more."""
+        self.gone = True
+
+    def run(self) -> None:
+        """Run it; failures that nobody awaits any more are those of writes of nodes that are gone."""
+        with contextlib.suppress(Exception, asyncio.CancelledError):
+            self.context.run(self.callback, *self.args)
 
 
 class VirtualLoop(asyncio.AbstractEventLoop):
@@ -24,27 +50,30 @@ class VirtualLoop(asyncio.AbstractEventLoop):
 
     def __init__(self) -> None:
         self.now_ms = 0
-        self._ready: deque[tuple[asyncio.Handle, Any]] = deque()
-        self._timers: list[tuple[float, int, asyncio.TimerHandle, Any]] = []
+        self._ready: deque[Callback] = deque()
+        self._timers: list[tuple[float, int, Callback]] = []
         self._scheduled = 0
-        self._held: dict[Any, list[tuple[asyncio.Handle, Any]]] = {}
+        self._held: dict[Any, list[Callback]] = {}
         self._tasks: dict[Any, list[asyncio.Task[Any]]] = {}
 
     # --- what the world does with it ------------------------------------------------------------------------
 
     def settle(self) -> None:
         """Run callbacks until none is left; those of a paused node wait, those of a dead one are dropped."""
+        if not self._ready:
+            return
         outer = asyncio._get_running_loop()
         asyncio._set_running_loop(self)
         try:
             while self._ready:
-                handle, owner = self._ready.popleft()
-                if handle.cancelled() or (owner is not None and not owner.alive):
+                callback = self._ready.popleft()
+                owner = callback.owner
+                if callback.gone or (owner is not None and not owner.alive):
                     continue
                 if owner is not None and owner.paused:
-                    self._held.setdefault(owner, []).append((handle, owner))
+                    self._held.setdefault(owner, []).append(callback)
                 else:
-                    handle._run()
+                    callback.run()
         finally:
             asyncio._set_running_loop(outer)
 
@@ -52,13 +81,18 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         """Move time on, timer by timer."""
         until_ms = self.now_ms + step_ms
         while self._timers and self._timers[0][0] * 1000 <= until_ms:
-            when_s, _, handle, owner = heapq.heappop(self._timers)
-            if handle.cancelled():
+            when_s, _, callback = heapq.heappop(self._timers)
+            if callback.gone:
                 continue
             self.now_ms = max(self.now_ms, round(when_s * 1000))
-            self._ready.append((handle, owner))
+            self._ready.append(callback)
             self.settle()
         self.now_ms = until_ms
+
+    def leap(self, step_ms: int) -> None:
+        """Move time on at once: every timer that is due then fires, in order, but late, as after a long stall."""
+        self.now_ms += step_ms
+        self.advance(0)
 
     def start(self, work: Coroutine[Any, Any, Any], owner: Any = None) -> asyncio.Task[Any]:
         """A task that belongs to a node, from outside of it."""
@@ -97,33 +131,62 @@ class VirtualLoop(asyncio.AbstractEventLoop):
 
     def create_task(self, coro: Any, *, name: Any = None, context: Any = None) -> asyncio.Task[Any]:
         task = asyncio.Task(coro, loop=self, name=name or "task", context=context)
-        owner = OWNER.get() if context is None else context.get(OWNER)
-        self._tasks.setdefault(owner, []).append(task)
+        kept = self._tasks.setdefault(OWNER.get() if context is None else context.get(OWNER), [])
+        kept.append(task)
+        if len(kept) % _KEPT == 0:
+            kept[:] = [one for one in kept if not one.done()]
         return task
 
     def call_soon(  # type: ignore[override]
         self, callback: Callable[..., Any], *args: Any, context: Any = None
-    ) -> asyncio.Handle:
-        handle = asyncio.Handle(callback, args, self, context)
-        self._ready.append((handle, OWNER.get() if context is None else context.get(OWNER)))
-        return handle
+    ) -> Callback:
+        soon = Callback(callback, args, context)
+        self._ready.append(soon)
+        return soon
 
     def call_later(  # type: ignore[override]
         self, delay: float, callback: Callable[..., Any], *args: Any, context: Any = None
-    ) -> asyncio.TimerHandle:
-        return self.call_at(self.time() + delay, callback, *args, context=context)
+    ) -> Callback:
+        return self.call_at(self.now_ms / 1000 + delay, callback, *args, context=context)
 
     def call_at(  # type: ignore[override]
         self, when: float, callback: Callable[..., Any], *args: Any, context: Any = None
-    ) -> asyncio.TimerHandle:
-        handle = asyncio.TimerHandle(when, callback, args, self, context)
+    ) -> Callback:
+        then = Callback(callback, args, context)
         self._scheduled += 1
-        owner = OWNER.get() if context is None else context.get(OWNER)
-        heapq.heappush(self._timers, (when, self._scheduled, handle, owner))
-        return handle
-
-    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
-        """Do nothing: a cancelled timer is passed over when its time comes."""
+        heapq.heappush(self._timers, (when, self._scheduled, then))
+        return then
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
         """Do nothing: failures that nobody awaits any more are those of writes of nodes that are gone."""
+
+
+async def wait_for(work: Awaitable[Any], timeout: float | None) -> Any:
+    """In place of asyncio's: no task and no timer for what does not wait at all, as most calls here do not."""
+    steps = work.__await__()
+    try:
+        first = next(steps)
+    except StopIteration as done:
+        return done.value
+    async with asyncio.timeout(timeout):
+        return await _Rest(steps, first)
+
+
+class _Rest:
+    """What is left to await of something that has begun, and waits for `first`."""
+
+    def __init__(self, steps: Generator[Any, Any, Any], first: Any) -> None:
+        self._steps, self._waits = steps, first
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        waits = self._waits
+        try:
+            while True:
+                try:
+                    answer = yield waits
+                except BaseException as error:
+                    waits = self._steps.throw(error)
+                else:
+                    waits = self._steps.send(answer)
+        except StopIteration as done:
+            return done.value

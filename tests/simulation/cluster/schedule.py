@@ -12,6 +12,8 @@ from tests.simulation.cluster.world import SOURCES, World, is_manifest
 
 _T = TypeVar("_T")
 _ROUNDS = 120
+_ROUND_MS = 250
+"""So long that a snapshot is due again."""
 _MOST_NODES = 3
 _COMPACTED = ("xp.state", "xp.stats", "xp.results", "xp.config", "xp.deadletter")
 
@@ -243,7 +245,7 @@ class Schedule:
         """Longer than any deadline of the worker."""
         for node in self.world.nodes:
             node.excused.add("DependencyError")
-        self.world.pass_time(4_000)
+        self.world.stall(4_000)
 
     def starve(self) -> None:
         """The broker stays slow in answering about one topic."""
@@ -285,14 +287,14 @@ def run_out(world: World) -> bool:
         if _is_settled(world):
             break
         if at % 20 == 9:
-            world.pass_time(int(ASK_S * 1000) + 1_000)
+            world.stall(int(ASK_S * 1000) + 1_000)
         elif at % 20 == 19:
             _outwait(world)
     else:
         if world.watch.stands_still():
             return False
         raise BrokenError(f"progress: not everything was read and settled after {_ROUNDS} rounds")
-    for at in range(4):
+    for at in range(2):
         _round(world, evaluates=at % 2 == 1)
     for node in list(world.nodes):
         world.stop(node)
@@ -307,7 +309,7 @@ def _outwait(world: World) -> None:
     """Let so much time pass that a partition which stands still, wherever it does, ends its worker."""
     for node in world.nodes:
         node.excused.add("DependencyError")
-    world.pass_time(int(STALL_S * 1000) + 1_000)
+    world.stall(int(STALL_S * 1000) + 1_000)
 
 
 def _round(world: World, *, evaluates: bool) -> None:
@@ -334,7 +336,7 @@ def _round(world: World, *, evaluates: bool) -> None:
     _let_go(world)
     for node in world.nodes:
         world.commit(node)
-    world.pass_time(700 if _is_read(world) else 30)
+    world.pass_time(700 if _is_read(world) else _ROUND_MS)
 
 
 def _let_go(world: World) -> None:

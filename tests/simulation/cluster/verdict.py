@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
 from stream_xp.domain.dead_letter import DeadLetter
-from stream_xp.domain.decision import Action, RolloutStatus, Signal
+from stream_xp.domain.decision import Action, Decision, RolloutStatus, Signal
 from stream_xp.domain.experiment import ExperimentRecord
 from stream_xp.domain.statistics import ExperimentStatistics, PartitionStatistics, merge
 from stream_xp.engine.evaluate import evaluate
@@ -25,8 +25,9 @@ from stream_xp.services.oracle.recompute import (
     log_times,
     recompute,
 )
+from tests.simulation.cluster.shortcuts import decode_record
 from tests.simulation.cluster.traffic import ACTIVATION_MS, LATENESS_MS
-from tests.simulation.cluster.watch import BrokenError, load_now
+from tests.simulation.cluster.watch import BrokenError
 
 _OLD_RECORDS = 6
 """Of the statistics that were replaced since, so many are checked too."""
@@ -44,6 +45,7 @@ class Verdict:
             for at, partition in enumerate(world.log.topics[f"xp.{name}"])
         }
         self._found: dict[tuple[Any, ...], Recomputed] = {}
+        self._wholes: list[tuple[int, Recomputed]] = []
         self.newest = _newest(world.watch.published)
 
     def give(self, *, whole: bool) -> None:
@@ -140,7 +142,7 @@ class Verdict:
                 _require(
                     outcomes.waiting == 0, "I12", f"{name} of {record.partition}: {outcomes} still waits"
                 )
-        for (_, partition), truth in self._final():
+        for partition, truth in self._final():
             for version, found in truth.statistics.items():
                 published = (*version, partition) in self.newest or self._superseded(*version, partition)
                 _require(
@@ -150,11 +152,13 @@ class Verdict:
     def _superseded(self, experiment: str, version: int, partition: int) -> bool:
         return any(key[0] == experiment and key[2] == partition and key[1] > version for key in self.newest)
 
-    def _final(self) -> Iterator[tuple[tuple[str, int], Recomputed]]:
+    def _final(self) -> list[tuple[int, Recomputed]]:
         """The oracle on the whole log of each source partition, everything settled."""
-        for at in range(self._world.settings.partitions):
-            exposures, rewards = self._raw[EXPOSURES, at], self._raw[REWARDS, at]
-            yield (EXPOSURES, at), self._recompute(exposures, rewards, at, 2**50, {})
+        if not self._wholes:
+            for at in range(self._world.settings.partitions):
+                exposures, rewards = self._raw[EXPOSURES, at], self._raw[REWARDS, at]
+                self._wholes.append((at, self._recompute(exposures, rewards, at, 2**50, {})))
+        return self._wholes
 
     def check_split(self) -> None:
         """I5: partitions merged are what one partition with all their records comes to."""
@@ -181,10 +185,8 @@ class Verdict:
     def check_restart(self) -> None:
         """I13: whoever loads what is durable now has what was published last, and the same each time."""
         for partition in range(self._world.settings.partitions):
-            once = load_now(self._world, partition)
-            again = load_now(self._world, partition) if partition == 0 else once
-            _require(once == again, "I13", f"partition {partition} loads differently each time")
-            for (experiment, version), record in once.statistics.items():
+            found = self._world.watch.loaded(partition)
+            for (experiment, version), record in found.statistics.items():
                 last = self.newest.get((experiment, version, partition))
                 if last is not None:
                     _require(
@@ -192,6 +194,7 @@ class Verdict:
                         "I13",
                         f"{experiment} {version} in {partition}: loaded {record}, published {last}",
                     )
+        self._world.watch.check()
 
     # --- dead letters -------------------------------------------------------------------------------------------
 
@@ -204,7 +207,7 @@ class Verdict:
             letter = letters[record.key]
             first_at.setdefault((letter.topic, letter.partition, letter.offset), record.sequence)
         wanted = {}
-        for (_, partition), truth in self._final():
+        for partition, truth in self._final():
             for (name, offset), reason in truth.dead_letters.items():
                 wanted[f"xp.{name}", partition, offset] = (reason, self._raw[name, partition][offset])
         _require(
@@ -242,15 +245,14 @@ class Verdict:
         for part in parts:
             self.check_record(part)
         _require(statistics.digest() == result.statistics_hash, "I9", f"{signal.id}: the hash is another")
-        again = [
-            decide(
-                record.spec,
-                evaluate(record, statistics),
-                runtime_ms=runtime(parts, statistics.first_exposure_ms),
-            )
-            for record in self._records(result.experiment, result.version)
-        ]
-        _require(result.decision in again, "I9", f"{signal.id} says {result.decision}, again {again}")
+        again: list[Decision] = []
+        for record in self._records(result.experiment, result.version):
+            evaluation = evaluate(record, statistics)
+            runtime_ms = runtime(parts, statistics.first_exposure_ms)
+            again.append(decide(record.spec, evaluation, runtime_ms=runtime_ms))
+            if again[-1] == result.decision:
+                return
+        raise BrokenError(f"I9: {signal.id} says {result.decision}, again {again}")
 
     def _part(self, result: Any, partition: int, used: Any) -> PartitionStatistics:
         """The published statistics of a prefix that a result names."""
@@ -335,7 +337,7 @@ def _logged_specs(world: Any) -> list[LoggedSpec]:
     specs = []
     for one, log_ms in zip(records, log_times([one.timestamp_ms for one in records]), strict=True):
         try:
-            record = None if one.value is None else msgspec.json.decode(one.value, type=ExperimentRecord)
+            record = None if one.value is None else decode_record(one.value)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             continue
         if one.key:

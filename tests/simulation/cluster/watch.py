@@ -71,6 +71,7 @@ class Watch:
         self.signals: list[Signal] = []
         self.configs: list[ConfigRecord] = []
         self._due: list[tuple[TP, int]] = []
+        self._loaded: dict[int, tuple[tuple[int, ...], Loaded]] = {}
         self._reached: dict[tuple[Any, ...], tuple[int, ...]] = {}
 
     def stands_still(self) -> bool:
@@ -119,11 +120,23 @@ class Watch:
     def _check_durable(self, tp: TP, offset: int) -> None:
         if tp.partition in self.spoilt | self.forked | self.cut:
             return
-        following = load_now(self._world, tp.partition).following[tp.topic]
+        following = self.loaded(tp.partition).following[tp.topic]
         if following < offset:
             self.fail(
                 "I3", f"{tp.topic}/{tp.partition}: {offset} is said to be durable, a load has {following}"
             )
+
+    def loaded(self, partition: int) -> Loaded:
+        """What `load_now` gives; what was loaded before must be the same, where nothing that it reads has changed."""
+        topics = self._world.log.topics
+        read = (topics["xp.experiments"][0], *(topics[name][partition] for name in ("xp.state", *SOURCES)))
+        as_of = tuple(one.changes for one in read)
+        found = load_now(self._world, partition)
+        before, held = self._loaded.get(partition, (as_of, found))
+        if before == as_of and held != found:
+            self.fail("I13", f"partition {partition} loads differently each time: {held}, then {found}")
+        self._loaded[partition] = (as_of, found)
+        return found
 
     def _rises(self, what: str, key: tuple[Any, ...], reached: tuple[int, ...]) -> None:
         before = self._reached.get((what, key))

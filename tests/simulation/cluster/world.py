@@ -31,8 +31,9 @@ from stream_xp.services.partitioning import partition_of
 from stream_xp.settings import Settings
 from tests.simulation.cluster.clients import AIOKAFKA, Write
 from tests.simulation.cluster.log import Log, Partition
-from tests.simulation.cluster.loop import OWNER, VirtualLoop
+from tests.simulation.cluster.loop import OWNER, VirtualLoop, wait_for
 from tests.simulation.cluster.node import Node
+from tests.simulation.cluster.shortcuts import REPLACED, begin
 from tests.simulation.cluster.traffic import (
     ACTIVATION_MS,
     CHANGES,
@@ -72,6 +73,7 @@ class World:
 
     def __init__(self, seed: int, *, trace: list[str] | None = None) -> None:
         self.seed, self.rng, self.trace = seed, Random(seed), trace
+        begin(seed)
         self.loop = VirtualLoop()
         choose = self.rng.choice
         partitions = choose([1, 1, 2, 3])
@@ -186,6 +188,10 @@ class World:
     def pass_time(self, step_ms: int) -> None:
         """Move all clocks on."""
         self.loop.advance(step_ms)
+
+    def stall(self, step_ms: int) -> None:
+        """Nothing runs for so long, and then everything that is due by then."""
+        self.loop.leap(step_ms)
 
     # --- what producers do ------------------------------------------------------------------------------------
 
@@ -542,6 +548,8 @@ def _tick() -> int:
 def installed() -> Iterator[None]:
     """Put the stand-ins where the services reach the outside, for as long as worlds run."""
     replaced: list[tuple[Any, str, Any]] = [
+        *REPLACED,
+        (asyncio, "wait_for", wait_for),
         (kafka_log, "aiokafka", AIOKAFKA),
         (worker_module, "create_app", lambda settings, loop: OWNER.get().app),
         (worker_module, "_in_daemon_thread", _at_once),
