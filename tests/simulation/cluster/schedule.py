@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from stream_xp.services.ingest import ASK_S, STALL_S
+from tests.simulation.cluster.traffic import ACTIVATION_MS
 from tests.simulation.cluster.verdict import Verdict
 from tests.simulation.cluster.watch import BrokenError
 from tests.simulation.cluster.world import SOURCES, World, is_manifest
@@ -54,6 +55,7 @@ class Schedule:
             self.change_specs: 0.7,
             self.long_silence: 0.2,
             self.starve: 0.7,
+            self.outrun: 0.4,
         }
         drawn = {what: weight * rng.choice([0.0, 0.5, 1.0, 3.0]) for what, weight in faults.items()}
         chosen = usual | drawn | {self.wake: 1.5, self.orphan: 2.0, self.feed: 0.7}
@@ -253,6 +255,16 @@ class Schedule:
             ["xp.experiments", "xp.experiments", "xp.state", "xp.config"]
         )
         self.world.note(f"no answers about {self.world.starved}")
+
+    def outrun(self) -> None:
+        """A spec comes into force while the readers of its topic get no answers, and events are there before it."""
+        world = self.world
+        world.starved = "xp.experiments"
+        world.note(f"no answers about {world.starved}, and a spec comes into force")
+        self.change_specs()
+        world.pass_time(ACTIVATION_MS + world.rng.choice([-1, 0, 1, 10, 40]))
+        for _ in range(world.rng.randrange(3, 9)):
+            world.produce(world.rng.choice(SOURCES))
 
     def feed(self) -> None:
         self.world.starved = "nothing"
