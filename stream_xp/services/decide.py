@@ -182,7 +182,7 @@ class Decide:
             results.append(self._result(look, evaluation))
             # The loop also serves the consumer: with many experiments it must not wait for all of them.
             await asyncio.sleep(0)
-        await self._send_signals(results)
+        results = await self._send_signals(results)
         await self._send_configs([look.record for look in looks])
         await self._write("results", [(result.experiment, result) for result in results])
 
@@ -255,24 +255,36 @@ class Decide:
             spread_ms=self._spread_ms,
         )
 
-    async def _send_signals(self, results: Sequence[Result]) -> None:
-        """Write the decisions that are new; an id is derived from what it decides, so that a repeat is recognised."""
-        signals = [
-            self._signal(result)
+    async def _send_signals(self, results: Sequence[Result]) -> list[Result]:
+        """Write the decisions that are new; an id is derived from what it decides, so that a repeat is recognised.
+
+        Returns the results with what is decided: the first signal on the topic. Between reading the topic and writing
+        to it another one can have come there, on its way since before its writer lost the experiment.
+        """
+        new = [
+            result
             for result in results
-            if result.decision.action is not Action.HOLD
-            and (result.experiment, result.version) not in self._signals
+            if result.decision.action is not Action.HOLD and _version_of(result) not in self._signals
         ]
+        if not new:
+            return list(results)
+        signals = [self._signal(result) for result in new]
         await self._write("signals", [(signal.subject, signal) for signal in signals])
-        for signal in signals:
-            result = signal.data.result
-            self._signals[result.experiment, result.version] = signal
+        for result in new:
             log.info(
                 "decision",
                 experiment=result.experiment,
                 action=result.decision.action,
                 reason=result.decision.reason,
             )
+        written = {_version_of(signal.data.result): signal for signal in signals}
+        self._signals |= written | first_signals(await self._own("signals", Signal))
+        return [
+            msgspec.structs.replace(result, decision=self._signals[_version_of(result)].data.decision)
+            if _version_of(result) in written
+            else result
+            for result in results
+        ]
 
     def _signal(self, result: Result) -> Signal:
         return Signal(
@@ -433,6 +445,10 @@ def _check_rows(statistics: ExperimentStatistics) -> None:
     for histogram in statistics.histograms:
         if any(at < 0 or count < 0 for at, count in histogram.bins):
             raise ValueError("bins and their counts must not be negative")
+
+
+def _version_of(result: Result) -> tuple[str, int]:
+    return result.experiment, result.version
 
 
 def first_signals(signals: Iterable[Signal]) -> dict[tuple[str, int], Signal]:

@@ -382,6 +382,25 @@ def test_of_two_signals_the_first_counts(log: Log) -> None:
     assert first_signals([first, second]) == {("exp", 1): first}
 
 
+def test_a_signal_of_a_former_owner_that_came_first_is_what_counts(log: Log) -> None:
+    async def scenario() -> None:
+        owner = stage(log, Specs(1))
+        await owner.on_block(block(statistics(400, **MISMATCH)))  # reads the signals: there is none
+        await look(stage(log, Specs(1)), statistics(300, a=300, b=0))
+        (first,) = log.signals()
+        del log.topics["xp.config"]  # the former owner did not come to it any more
+        await owner.evaluate()
+        _, second = log.signals()
+        assert second.data.decision != first.data.decision
+        assert log.results()[-1].decision == first.data.decision
+        (config,) = log.configs()
+        assert config.signal_id == first.id
+        await look(owner, statistics(900, a=450, b=450))
+        assert log.results()[-1].decision == first.data.decision
+
+    asyncio.run(scenario())
+
+
 def test_statistics_that_cannot_be_read_stop_no_experiment(log: Log) -> None:
     async def scenario() -> None:
         impossible = statistics(500, **EVEN).replace(
