@@ -683,6 +683,30 @@ def test_with_only_a_damaged_manifest_a_log_that_was_cut_is_an_error_of_state(lo
     asyncio.run(scenario())
 
 
+def test_a_damaged_manifest_beside_one_without_a_topic_is_an_error_where_that_topic_was_cut(log: Log) -> None:
+    async def scenario() -> None:
+        first = Parts(log)
+        await first.ingest.on_block(exposures(0, 3))
+        await first.ingest.close()
+        log.topics["xp.state"] = [
+            record._replace(value=b"?") if record.key.count(b"/") == 1 else record
+            for record in log.topics["xp.state"]
+        ]
+        # Begins anew, and writes a snapshot that can be read and has no exposure yet.
+        second = Parts(log)
+        await second.ingest.on_block(exposures(0, 5, topic="xp.rewards"))
+        await second.ingest.close()
+        third = Parts(log)
+        await third.ingest.load([0])  # nothing is cut: the exposures are all there to be counted
+        assert third.state().progress["rewards"].next_offset == 5
+        assert third.state().progress["exposures"].next_offset is None
+        log.starts["xp.exposures"] = 2
+        with pytest.raises(StateError, match=r"partition 0: .* do not say where counting began"):
+            await Parts(log).ingest.load([0])
+
+    asyncio.run(scenario())
+
+
 def test_offsets_of_a_snapshot_that_was_not_committed_are_committed_by_whoever_loads_it(log: Log) -> None:
     async def scenario() -> None:
         first = Parts(log)
