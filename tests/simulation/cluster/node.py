@@ -82,6 +82,10 @@ class Node:
         """Its producer takes a record."""
         self.writes.setdefault((write.topic, write.partition), deque()).append(write)
 
+    def has_sent(self, topic: str) -> bool:
+        """Whether a record for this topic is under way."""
+        return any(one == topic and queue for (one, _), queue in self.writes.items())
+
     @property
     def running(self) -> bool:
         """Whether it does what the scheduler asks of it."""

@@ -56,9 +56,11 @@ class Schedule:
             self.long_silence: 0.2,
             self.starve: 0.7,
             self.outrun: 0.4,
+            self.lose: 0.2,
+            self.come_late: 0.8,
         }
         drawn = {what: weight * rng.choice([0.0, 0.5, 1.0, 3.0]) for what, weight in faults.items()}
-        chosen = usual | drawn | {self.wake: 1.5, self.orphan: 2.0, self.feed: 0.7}
+        chosen = usual | drawn | {self.wake: 1.5, self.orphan: 2.0, self.feed: 0.7, self.go_well: 2.0}
         self._happenings, self._weights = list(chosen), list(chosen.values())
 
     def run(self) -> None:
@@ -151,6 +153,12 @@ class Schedule:
         if len(self.world.nodes) < _MOST_NODES:
             self.world.spawn()
 
+    def go_well(self) -> None:
+        """For once nobody has to wait, so that there are snapshots, statistics and decisions to lose."""
+        for _ in range(self.world.rng.choice([0, 0, 10, 30])):
+            self.world.produce(self.world.rng.choice(SOURCES))
+        _round(self.world, evaluates=self.world.rng.random() < 0.5)
+
     # --- faults ---------------------------------------------------------------------------------------------------
 
     def crash(self) -> None:
@@ -196,8 +204,9 @@ class Schedule:
             self.world.refuse(*self.world.rng.choice(waiting))
 
     def orphan(self) -> None:
-        if self.world.orphans:
-            self.world.append_orphan(0)
+        come = [late for late in self.world.orphans if late.topic != self.world.slow]
+        if come:
+            self.world.append_orphan(self.world.orphans.index(come[0]))
 
     def compact(self) -> None:
         world = self.world
@@ -266,8 +275,38 @@ class Schedule:
         for _ in range(world.rng.randrange(3, 9)):
             world.produce(world.rng.choice(SOURCES))
 
+    def lose(self) -> None:
+        """No snapshot can be read, the log no longer has what they had counted, and somebody must load a partition."""
+        self.ruin()
+        self.truncate()
+        self.rebalance()
+
+    def come_late(self) -> None:
+        """A decision is under way while its worker loses its partitions; it comes when the next owner has begun."""
+        world, rng = self.world, self.world.rng
+        world.slow = "xp.signals"
+        world.note(f"no writes to {world.slow}")
+        for _ in range(8):
+            world.produce(rng.choice(SOURCES))
+        _round(world, evaluates=False)
+        _round(world, evaluates=True)
+        node = self._one([node for node in world.nodes if node.serves and node.has_sent(world.slow)])
+        if node is not None and rng.random() < 0.5:
+            world.crash(node, lost=False)
+        elif node is not None:
+            world.pause(node)
+            world.expire(node)
+        if rng.random() < 0.5:
+            world.slow = "nothing"
+        for _ in range(rng.choice([1, 2, 3])):
+            _round(world, evaluates=True)
+        world.slow = "nothing"
+        if rng.random() < 0.5:
+            for late in [late for late in world.orphans if late.topic == "xp.signals"]:
+                world.append_orphan(world.orphans.index(late))
+
     def feed(self) -> None:
-        self.world.starved = "nothing"
+        self.world.starved = self.world.slow = "nothing"
 
     def _one(self, choices: Sequence[_T]) -> _T | None:
         return self.world.rng.choice(choices) if choices else None
@@ -287,7 +326,7 @@ def to_tell(world: World) -> list:
 
 def run_out(world: World) -> bool:
     """No more faults: let everything be read, settled and written, then stop everybody; whether it was possible."""
-    world.calm = True
+    world.calm, world.slow = True, "nothing"
     while world.orphans:
         world.append_orphan(0)
     for node in [node for node in world.nodes if node.paused]:

@@ -27,7 +27,7 @@ from stream_xp.services.oracle import recompute as oracle
 
 EXACT_SHARE = 8
 """One world in so many (by its seed) evaluates as a deployment does."""
-_PROVEN = 2
+_PROVEN = 1
 """Steps by which an arm's sum must differ from the control's to prove an effect."""
 _ASTRAY = 16
 _MOST = 20_000

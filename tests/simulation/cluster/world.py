@@ -66,7 +66,7 @@ class World:
         calm: no faults any more; every call goes through.
         group: members in the order of joining; `committed` offsets; `generation`.
         orphans: writes of nodes that died, still on their way.
-        starved: the topic that the broker does not answer about for a while.
+        starved: the topic that the broker does not answer about for a while; `slow`: that it takes no writes to.
         owners: per source and statistics partition, who got it last, and when.
         tasks: the names under which snapshots are written: who began with each, and when.
     """
@@ -107,7 +107,7 @@ class World:
         self.owners: dict[TP, Owner] = {}
         self.tasks: dict[str, Owner] = {}
         self.ids = itertools.count()
-        self.starved = "nothing"
+        self.starved = self.slow = "nothing"
         self.watch = Watch(self)
         self.specs(b"one", experiment_record("one", 1), "in force from the beginning")
         self.loop.now_ms += ACTIVATION_MS
@@ -251,7 +251,9 @@ class World:
         found = []
         for node in self.nodes:
             if node.running:
-                for queue in node.writes.values():
+                for (topic, _), queue in node.writes.items():
+                    if topic == self.slow and not appended:
+                        continue
                     waiting = [write for write in queue if write.appended == appended]
                     if waiting:
                         found.append((node, waiting[0]))
