@@ -3,41 +3,102 @@
 from __future__ import annotations
 
 import argparse
+import gc
+import multiprocessing
+import os
 import sys
 import time
+from collections import Counter
+from collections.abc import Iterator
+from typing import NamedTuple
 
 from tests.simulation.cluster.schedule import Schedule
 from tests.simulation.cluster.watch import BrokenError
 from tests.simulation.cluster.world import installed
+
+_TOGETHER = 25
+"""Schedules that a process runs before it says what came of them, and collects what they leave."""
+
+
+class Batch(NamedTuple):
+    """What came of some schedules."""
+
+    schedules: int
+    broken: list[str]
+    counts: Counter[str]
+    cpu_s: float
+
+
+def run_batch(seeds: range) -> Batch:
+    """Run some schedules, without a collection of garbage in their midst."""
+    gc.disable()
+    began_s, broken, counts = time.process_time(), [], Counter[str]()
+    with installed():
+        for seed in seeds:
+            schedule = Schedule(seed)
+            try:
+                schedule.run()
+            except BrokenError as error:
+                broken.append(str(error)[:2000])
+            counts.update(schedule.counts())
+    gc.collect()
+    return Batch(len(seeds), broken, counts, time.process_time() - began_s)
+
+
+def traced(seed: int) -> bool:
+    """Run one schedule and print what happens; whether everything holds."""
+    lines: list[str] = []
+    with installed():
+        try:
+            Schedule(seed, trace=lines).run()
+        except BrokenError as error:
+            lines.append(str(error)[:2000])
+            return False
+        finally:
+            print("\n".join(lines))
+    return True
+
+
+def batches(seeds: range, processes: int) -> Iterator[Batch]:
+    """What came of all schedules, as it comes."""
+    parts = [seeds[at : at + _TOGETHER] for at in range(0, len(seeds), _TOGETHER)]
+    if processes == 1 or len(parts) == 1:
+        yield from map(run_batch, parts)
+        return
+    with multiprocessing.get_context("spawn").Pool(min(processes, len(parts))) as pool:
+        yield from pool.imap_unordered(run_batch, parts)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.simulation.cluster", description=__doc__)
     parser.add_argument("--seed", type=int, default=0, help="the first seed")
     parser.add_argument("--schedules", type=int, default=1)
-    parser.add_argument("--trace", action="store_true", help="print what happened")
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="default: one for each core")
+    parser.add_argument("--trace", action="store_true", help="print what happens in the one schedule of --seed")
     parser.add_argument("--keep-going", action="store_true", help="do not end at the first fault")
+    parser.add_argument("--minutes", type=float, help="begin no more schedules after so long")
     given = parser.parse_args()
-    began, broken, records = time.monotonic(), 0, 0
-    with installed():
-        for seed in range(given.seed, given.seed + given.schedules):
-            trace: list[str] | None = [] if given.trace else None
-            schedule = Schedule(seed, trace=trace)
-            try:
-                schedule.run()
-            except BrokenError as error:
-                broken += 1
-                print(str(error)[:2000], flush=True)
-            if trace:
-                print("\n".join(trace))
-            records += sum(schedule.world.log.topics[name][0].end for name in ("xp.exposures", "xp.rewards"))
-            if broken and not given.keep_going:
-                break
-    spent_s = time.monotonic() - began
+    if given.trace:
+        return 0 if traced(given.seed) else 1
+    began_s, schedules, broken, cpu_s, counts = time.monotonic(), 0, 0, 0.0, Counter[str]()
+    for batch in batches(range(given.seed, given.seed + given.schedules), given.processes):
+        schedules, cpu_s, broken = (
+            schedules + batch.schedules,
+            cpu_s + batch.cpu_s,
+            broken + len(batch.broken),
+        )
+        counts.update(batch.counts)
+        for error in batch.broken:
+            print(error, flush=True)
+        spent_s = time.monotonic() - began_s
+        if (broken and not given.keep_going) or (given.minutes and spent_s > 60 * given.minutes):
+            break
+    for what, times in sorted(counts.items()):
+        print(f"{times:9d} {what}")
     print(
-        f"{seed + 1 - given.seed} schedules, {broken} broken, {records} records of first partitions", end=", "
+        f"{schedules} schedules, {broken} broken, {spent_s:.1f} s: {60 * schedules / spent_s:.0f} a minute, "
+        f"{60 * schedules / cpu_s:.0f} a minute of processor time"
     )
-    print(f"{spent_s:.1f} s, {60 * (seed + 1 - given.seed) / spent_s:.0f} schedules a minute")
     return 1 if broken else 0
 
 

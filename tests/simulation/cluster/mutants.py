@@ -2,9 +2,6 @@
 
 A mutant replaces one function for as long as it is active. Those that can do without names inside of the services
 do: they change what passes the seams (blocks, writes, offsets).
-
-Not here, because some hundred schedules do not find them: events applied before all specs that govern them are known
-(`Experiments.cover`), and counting begun anew after a cut (`Ingest._require_beginning`); unit tests hold both.
 """
 
 from __future__ import annotations
@@ -21,6 +18,7 @@ from stream_xp.domain.statistics import Progress
 from stream_xp.engine.columns import Block
 from stream_xp.engine.state import EXPOSURES, PartitionState
 from stream_xp.services import decide as decide_module
+from stream_xp.services.experiments import Experiments
 from stream_xp.services.ingest import Ingest
 
 Patch = contextlib.AbstractContextManager[Any]
@@ -155,6 +153,31 @@ def _ownership_is_not_looked_at() -> Patch:
     return mock.patch.object(Ingest, "_owns", return_value=True)
 
 
+def _no_cover() -> Patch:
+    """Events are applied by the specs that happen to be known."""
+    return mock.patch.object(Experiments, "cover", mock.AsyncMock(return_value=None))
+
+
+def _begin_anew() -> Patch:
+    """A worker counts from the beginning of the log although there is a snapshot."""
+    return mock.patch.object(Ingest, "_newest_state", return_value=None)
+
+
+def _any_beginning() -> Patch:
+    """Where no snapshot can be read counting begins at what the log still has."""
+    return mock.patch.object(Ingest, "_require_beginning", return_value=None)
+
+
+def _own_signal() -> Patch:
+    """Whoever writes a signal takes it for the first."""
+    load = decide_module.Decide._own
+
+    async def own(self: decide_module.Decide, topic: str, kind: Any) -> Any:
+        return await load(self, topic, kind) if topic != "signals" or not self._primed else []
+
+    return mock.patch.object(decide_module.Decide, "_own", own)
+
+
 MUTANTS: dict[str, Callable[[], Patch]] = {
     "commit before snapshot": _commit_before_snapshot,
     "apply after a hole": _apply_after_a_hole,
@@ -168,6 +191,10 @@ MUTANTS: dict[str, Callable[[], Patch]] = {
     "signals are not read": _signals_are_not_read,
     "config before signal": _config_before_signal,
     "ownership is not looked at": _ownership_is_not_looked_at,
+    "no cover": _no_cover,
+    "begin anew": _begin_anew,
+    "any beginning": _any_beginning,
+    "own signal": _own_signal,
 }
 
 

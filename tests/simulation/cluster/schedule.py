@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -62,6 +63,8 @@ class Schedule:
         drawn = {what: weight * rng.choice([0.0, 0.5, 1.0, 3.0]) for what, weight in faults.items()}
         chosen = usual | drawn | {self.wake: 1.5, self.orphan: 2.0, self.feed: 0.7, self.go_well: 2.0}
         self._happenings, self._weights = list(chosen), list(chosen.values())
+        self._faults = {what.__name__ for what in faults}
+        self._done: Counter[str] = Counter()
 
     def run(self) -> None:
         """Everything, from start to verdict.
@@ -74,7 +77,10 @@ class Schedule:
             for _ in range(world.rng.choice([1, 1, 2, 3])):
                 world.spawn()
             for happening in world.rng.choices(self._happenings, self._weights, k=self.steps):
+                happenings = world.happened
                 happening()
+                if world.happened > happenings and happening.__name__ in self._faults:
+                    self._done[happening.__name__] += 1
                 world.loop.settle()
                 world.watch.check()
             whole = run_out(world)
@@ -83,6 +89,17 @@ class Schedule:
             raise BrokenError(f"seed {world.seed}: {error}") from error
         finally:
             world.close()
+
+    def counts(self) -> Counter[str]:
+        """How much of what there was: events, effects, faults, decisions."""
+        log, watch = self.world.log, self.world.watch
+        counts = Counter({f"fault: {what}": times for what, times in self._done.items()})
+        counts["faults"] = sum(self._done.values())
+        counts["events"] = sum(len(log.history(name)) for name in SOURCES)
+        counts["effect boundaries"] = self.world.gates
+        counts["decisions"], counts["decisions that came late"] = len(watch.signals), len(watch.late_signals)
+        counts["commits"], counts["statistics"] = len(watch.commits), len(watch.published)
+        return counts
 
     # --- what usually happens -----------------------------------------------------------------------------------
 
@@ -261,7 +278,7 @@ class Schedule:
     def starve(self) -> None:
         """The broker stays slow in answering about one topic."""
         self.world.starved = self.world.rng.choice(
-            ["xp.experiments", "xp.experiments", "xp.state", "xp.config"]
+            ["xp.experiments", "xp.experiments", "xp.state", "xp.config", "thread"]
         )
         self.world.note(f"no answers about {self.world.starved}")
 

@@ -68,6 +68,7 @@ class World:
         orphans: writes of nodes that died, still on their way.
         starved: the topic that the broker does not answer about for a while; `slow`: that it takes no writes to.
         owners: per source and statistics partition, who got it last, and when.
+        happened, gates: lines of the trace so far, and calls of nodes to what is outside of them.
         tasks: the names under which snapshots are written: who began with each, and when.
     """
 
@@ -108,6 +109,7 @@ class World:
         self.tasks: dict[str, Owner] = {}
         self.ids = itertools.count()
         self.starved = self.slow = "nothing"
+        self.happened = self.gates = 0
         self.watch = Watch(self)
         self.specs(b"one", experiment_record("one", 1), "in force from the beginning")
         self.loop.now_ms += ACTIVATION_MS
@@ -129,7 +131,8 @@ class World:
         return iter(self.log.topics.items())
 
     def note(self, text: str) -> None:
-        """A line of the trace."""
+        """Something happens, of which the trace gets a line."""
+        self.happened += 1
         if self.trace is not None:
             self.trace.append(f"{self.loop.now_ms:6d} ms  {text}")
 
@@ -162,6 +165,7 @@ class World:
     async def gate(self, label: str) -> None:
         """Where a node's code reaches the broker: here others may go first, or the node may end."""
         node = OWNER.get()
+        self.gates += 1
         if not isinstance(node, Node) or self.calm:
             return
         if not label.endswith(self.starved) and self.rng.random() < self.flow:
@@ -536,6 +540,15 @@ class _Drop:
         raise structlog.DropEvent
 
 
+async def _in_thread(work: Any, *args: Any) -> Any:
+    """In place of a thread: others may go first before it begins and before its end is heard of."""
+    node = OWNER.get()
+    await node.world.gate("thread")
+    given = work(*args)
+    await node.world.gate("thread")
+    return given
+
+
 async def _at_once(work: Any) -> None:
     """In place of a thread that compiles: the kernels are compiled already."""
 
@@ -552,6 +565,7 @@ def installed() -> Iterator[None]:
     replaced: list[tuple[Any, str, Any]] = [
         *REPLACED,
         (asyncio, "wait_for", wait_for),
+        (asyncio, "to_thread", _in_thread),
         (kafka_log, "aiokafka", AIOKAFKA),
         (worker_module, "create_app", lambda settings, loop: OWNER.get().app),
         (worker_module, "_in_daemon_thread", _at_once),
