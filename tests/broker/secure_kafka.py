@@ -7,16 +7,14 @@ account may do is what its ACLs say; only `admin` may do everything.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import subprocess
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-import apache_kafka
 import msgspec
-from kafka import KafkaAdminClient
-from kafka.errors import KafkaError
+from kafka_node import KafkaNode, Unavailable, free_ports
 
 from stream_xp.settings import KafkaSecurity, Secret, Settings
 
@@ -28,15 +26,11 @@ CANARY: Final = "canary-7d1f0c55e2"
 
 ACCOUNTS: Final = ("admin", "worker")
 
-SERVER: Final = """\
-process.roles=broker,controller
-node.id=1
-controller.quorum.voters=1@127.0.0.1:{controller}
+PROPERTIES: Final = """\
 listeners=SASL_SSL://127.0.0.1:{broker},INTERNAL://127.0.0.1:{internal},CONTROLLER://127.0.0.1:{controller}
 advertised.listeners=SASL_SSL://127.0.0.1:{broker},INTERNAL://127.0.0.1:{internal}
 listener.security.protocol.map=SASL_SSL:SASL_SSL,INTERNAL:PLAINTEXT,CONTROLLER:PLAINTEXT
 inter.broker.listener.name=INTERNAL
-controller.listener.names=CONTROLLER
 authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer
 super.users=User:admin;User:ANONYMOUS
 sasl.enabled.mechanisms=SCRAM-SHA-512,PLAIN
@@ -48,19 +42,6 @@ ssl.keystore.type=PEM
 ssl.keystore.location={folder}/broker.pem
 ssl.truststore.type=PEM
 ssl.truststore.location={folder}/ca.pem
-log.dirs={folder}/data
-auto.create.topics.enable=false
-offsets.topic.num.partitions=4
-offsets.topic.replication.factor=1
-transaction.state.log.num.partitions=1
-transaction.state.log.replication.factor=1
-transaction.state.log.min.isr=1
-group.initial.rebalance.delay.ms=0
-group.min.session.timeout.ms=1000
-num.network.threads=2
-num.io.threads=2
-background.threads=2
-log.cleaner.threads=1
 """
 
 
@@ -105,50 +86,23 @@ class SecureKafka:
 
 @contextlib.contextmanager
 def running(folder: Path) -> Iterator[SecureKafka]:
-    """Give a broker for the block; raises `apache_kafka.Unavailable` where there is none."""
-    java, classpath = apache_kafka._find_java(), apache_kafka._classpath()
+    """Give a broker for the block; raises `kafka_node.Unavailable` where there is none."""
     make_certificates(folder)
-    broker, internal, controller = apache_kafka._free_ports(3)
-    (folder / "log4j.properties").write_text(apache_kafka.LOG4J.format(log=folder / "kafka.log"))
+    broker, internal, controller = free_ports(3)
     users = " ".join(f'user_{name}="{CANARY}"' for name in ACCOUNTS)
-    (folder / "server.properties").write_text(
-        SERVER.format(
-            broker=broker, internal=internal, controller=controller, folder=folder, plain_users=users
-        )
+    properties = PROPERTIES.format(
+        broker=broker, internal=internal, controller=controller, folder=folder, plain_users=users
     )
-    logging = f"-Dlog4j.configuration=file:{folder / 'log4j.properties'}"
-    command = [java, "-Xmx384m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", logging, "-cp", classpath]
-    _format_storage(command, folder)
-    with apache_kafka._server(
-        [*command, "kafka.Kafka", str(folder / "server.properties")], folder
-    ) as process:
-        found = SecureKafka(broker, folder)
-        _wait_until_ready(process, found)
+    scram = [("--add-scram", f"SCRAM-SHA-512=[name={name},password={CANARY}]") for name in ACCOUNTS]
+    node = KafkaNode(
+        folder, properties, controller=controller, heap_mb=384, format_options=[*itertools.chain(*scram)]
+    )
+    found = SecureKafka(broker, folder)
+    try:
+        node.start(broker, **found.settings("", "admin").kafka_python_options())
         yield found
-
-
-def _format_storage(command: list[str], folder: Path) -> None:
-    tool = ["kafka.tools.StorageTool", "format", "-t", "xAAAAAAAAAAAAAAAAAAAAA"]
-    tool += ["-c", str(folder / "server.properties")]
-    for name in ACCOUNTS:
-        tool += ["--add-scram", f"SCRAM-SHA-512=[name={name},password={CANARY}]"]
-    answer = subprocess.run([*command, *tool], capture_output=True, text=True, timeout=60, check=False)
-    if answer.returncode != 0:
-        raise apache_kafka.Unavailable(f"Kafka's storage could not be formatted: {answer.stderr[-500:]}")
-
-
-def _wait_until_ready(process: subprocess.Popen[bytes], broker: SecureKafka) -> None:
-    deadline = time.monotonic() + apache_kafka.START_TIMEOUT_S
-    options = broker.settings("", "admin").kafka_python_options()
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            break
-        if apache_kafka._listens(broker.port):
-            with contextlib.suppress(KafkaError):
-                KafkaAdminClient(**options, bootstrap_timeout_ms=10_000).close()
-                return
-        time.sleep(0.1)
-    raise apache_kafka.Unavailable(f"Kafka does not start: {apache_kafka._last_lines(broker.folder)}")
+    finally:
+        node.stop()
 
 
 def make_certificates(folder: Path) -> None:
@@ -173,4 +127,4 @@ def _run(folder: Path, command: str) -> None:
     try:
         subprocess.run(["openssl", *command.split()], cwd=folder, check=True, capture_output=True, timeout=60)
     except FileNotFoundError as error:
-        raise apache_kafka.Unavailable("no openssl on PATH to make certificates") from error
+        raise Unavailable("no openssl on PATH to make certificates") from error

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import apache_kafka
+import kafka_node
 import msgspec
 import pytest
 import secure_kafka
@@ -76,7 +76,7 @@ def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecureKafka]:
         running = secure_kafka.running(tmp_path_factory.mktemp("secure"))
         with running as broker:
             yield broker
-    except apache_kafka.Unavailable as error:
+    except kafka_node.Unavailable as error:
         pytest.skip(f"no Apache Kafka with TLS: {error}")
 
 
