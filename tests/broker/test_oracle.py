@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 from click.testing import CliRunner
+from oracle_world import published_part, with_one_more
+from oracle_world import run as run_command
 
 from stream_xp.adapters.kafka_admin import connect, declared_topics, ensure_topics
 from stream_xp.cli import main
-from stream_xp.domain.codec import Limits
 from stream_xp.domain.experiment import Arm, Direction, ExperimentSpec, Metric, MetricKind, Role
 from stream_xp.domain.publication import next_record
 from stream_xp.domain.statistics import ExperimentStatistics, PartitionStatistics, Progress
@@ -20,7 +21,7 @@ from stream_xp.errors import ConfigError, DependencyError
 from stream_xp.services.oracle.explain import Effect, Suspect
 from stream_xp.services.oracle.prefixes import rules_of
 from stream_xp.services.oracle.reading import LogTruncatedError, open_reader
-from stream_xp.services.oracle.recompute import LoggedRecord, recompute
+from stream_xp.services.oracle.recompute import LoggedRecord
 from stream_xp.services.oracle.service import check, examine, read_specs
 from stream_xp.services.replay.feed import Event, Feed, events_of
 from stream_xp.services.replay.rows import Row
@@ -77,31 +78,9 @@ def true_statistics(settings: Settings, watermark_ms: int = T + 10**6) -> list[P
         specs = read_specs(reader, settings)
         for partition in reader.partitions(settings.topic("exposures")):
             logs = [reader.read_all(settings.topic(name), partition) for name in ("exposures", "rewards")]
-            done = recompute(
-                logs[0],
-                logs[1],
-                specs,
-                partition=partition,
-                watermark_ms=watermark_ms,
-                allowed_lateness_ms=settings.allowed_lateness_ms,
-                activation_delay_ms=settings.activation_delay_ms,
-                limits=Limits(),
-                behind_watermark={},
-            )
-            progress = [Progress(first_offset=0, applied_offset=len(log) - 1) for log in logs]
             parts.append(
-                PartitionStatistics(
-                    experiment="exp",
-                    version=1,
-                    design_hash=SPEC.design_hash(),
-                    partition=partition,
-                    exposures=progress[0],
-                    rewards=progress[1],
-                    watermark_ms=watermark_ms,
-                    allowed_lateness_ms=settings.allowed_lateness_ms,
-                    statistics=done.statistics["exp", 1],
-                    exposure_outcomes=done.exposure_outcomes,
-                    reward_outcomes=done.reward_outcomes,
+                published_part(
+                    SPEC, *logs, specs, settings=settings, partition=partition, watermark_ms=watermark_ms
                 )
             )
     return parts
@@ -114,16 +93,8 @@ def publish(settings: Settings, parts: list[PartitionStatistics]) -> None:
             feed.send(Event("stats", T, key, msgspec.json.encode(part)))
 
 
-def with_one_more_click(part: PartitionStatistics) -> PartitionStatistics:
-    cell = part.statistics.moments[0]
-    wrong = msgspec.structs.replace(cell, s=str(int(cell.s) + 1))
-    moments = (wrong, *part.statistics.moments[1:])
-    return msgspec.structs.replace(part, statistics=msgspec.structs.replace(part.statistics, moments=moments))
-
-
 def run(settings: Settings, *options: str) -> Any:
-    where = ["--bootstrap", settings.bootstrap, "--broker", settings.broker, "--prefix", settings.prefix]
-    return CliRunner().invoke(main, ["oracle", *where, *options])
+    return run_command("oracle", settings, *options)
 
 
 def test_true_statistics_are_equal(settings: Settings) -> None:
@@ -139,14 +110,14 @@ def test_true_statistics_are_equal(settings: Settings) -> None:
 
 def test_only_the_newest_record_of_a_key_is_checked(settings: Settings) -> None:
     parts = true_statistics(settings)
-    stale = [with_one_more_click(part) for part in true_statistics(settings, watermark_ms=T + 10**6 - 1)]
+    stale = [with_one_more(part) for part in true_statistics(settings, watermark_ms=T + 10**6 - 1)]
     publish(settings, [*parts, *stale])
     assert check(settings).equal
 
 
 def test_one_click_too_many_is_named(settings: Settings) -> None:
     first, *rest = true_statistics(settings)
-    publish(settings, [with_one_more_click(first), *rest])
+    publish(settings, [with_one_more(first), *rest])
     report = check(settings)
     assert not report.equal
     (found,) = report.differences
@@ -245,30 +216,15 @@ class Shop:
     ) -> PartitionStatistics:
         """The statistics of the first share of the records, one of which may be lost or counted twice."""
         exposures, rewards = (log[: int(len(log) * share)] for log in (self.exposures, self.rewards))
-        progress = [Progress(first_offset=0, applied_offset=len(log) - 1) for log in (exposures, rewards)]
-        done = recompute(
+        whole = published_part(
+            SPEND,
             exposures,
-            list(_with_fault(rewards, lost, doubled)),
+            rewards,
             self._specs,
+            settings=self.settings,
             partition=0,
             watermark_ms=watermark_ms,
-            allowed_lateness_ms=self.settings.allowed_lateness_ms,
-            activation_delay_ms=self.settings.activation_delay_ms,
-            limits=Limits(),
-            behind_watermark={},
-        )
-        whole = PartitionStatistics(
-            experiment="shop",
-            version=1,
-            design_hash=SPEND.design_hash(),
-            partition=0,
-            exposures=progress[0],
-            rewards=progress[1],
-            watermark_ms=watermark_ms,
-            allowed_lateness_ms=self.settings.allowed_lateness_ms,
-            statistics=done.statistics["shop", 1],
-            exposure_outcomes=done.exposure_outcomes,
-            reward_outcomes=done.reward_outcomes,
+            counted=list(_with_fault(rewards, lost, doubled)),
             rules=rules_of(self.settings),
         )
         return msgspec.structs.replace(whole, **changes)
@@ -353,7 +309,7 @@ def test_a_lost_or_doubled_reward_is_named_by_its_offset(shop: Shop, effect: Eff
 
 
 def test_a_tampered_record_that_nothing_explains_is_named_by_the_offsets_of_its_cell(shop: Shop) -> None:
-    shop.publish(shop.part(0.5), with_one_more_click(shop.part()))
+    shop.publish(shop.part(0.5), with_one_more(shop.part()))
     found = difference_of(shop)
     assert (found.what, found.metric, found.arm) == ("moments", "spend", "a")
     assert found.explanation is not None
@@ -437,7 +393,7 @@ def test_one_partition_that_cannot_be_checked_does_not_hide_the_others(shop: Sho
     done = run(shop.settings)
     assert done.exit_code == 2
     assert "not checked: partition 1 (shop): " in done.stdout
-    shop.publish(with_one_more_click(shop.part(watermark_ms=T + 10**6 + 1)))
+    shop.publish(with_one_more(shop.part(watermark_ms=T + 10**6 + 1)))
     assert run(shop.settings).exit_code == 1
 
 

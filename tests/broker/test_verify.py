@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
-from click.testing import CliRunner
+from oracle_world import run, with_one_more
 from worker_process import (
     SPEC,
     Traffic,
@@ -26,7 +26,6 @@ from worker_process import (
 
 from stream_xp.adapters.kafka_admin import declared_topics
 from stream_xp.adapters.topic_writer import TopicWriter
-from stream_xp.cli import main
 from stream_xp.domain.decision import Signal
 from stream_xp.domain.statistics import PartitionStatistics
 from stream_xp.services.oracle.service import examine
@@ -56,11 +55,6 @@ def kafka(apache_kafka: str, topic_prefix: str) -> Settings:
 
 
 SHIPPING = msgspec.structs.replace(SPEC, minimum_runtime="0s", planned_sample=500)
-
-
-def run(command: str, settings: Settings, *options: str) -> Any:
-    where = ["--bootstrap", settings.bootstrap, "--broker", settings.broker, "--prefix", settings.prefix]
-    return CliRunner().invoke(main, [command, *options, *where])
 
 
 def send_winner(settings: Settings, *, units: int, seed: int = 1) -> None:
@@ -138,7 +132,7 @@ def test_a_tampered_signal_and_a_tampered_record_are_found(kafka: Settings, tmp_
     with TopicWriter(kafka) as writer:
         writer.send(kafka.topic("signals"), key=b"checkout", value=json.dumps(signal).encode())
         for part in before:
-            wrong = one_more_click(part) if part.partition == 2 else part
+            wrong = with_one_more(part, arm="b") if part.partition == 2 else part
             key = f"checkout/{part.partition}".encode()
             writer.send(kafka.topic("stats"), key=key, value=msgspec.json.encode(wrong))
         writer.flush()
@@ -162,13 +156,6 @@ def newest(settings: Settings) -> dict[int, dict[str, Any]]:
         if known is None or part.newer_than(msgspec.convert(known, PartitionStatistics)):
             held[part.partition] = record
     return held
-
-
-def one_more_click(part: PartitionStatistics) -> PartitionStatistics:
-    cell = next(row for row in part.statistics.moments if (row.metric, row.arm) == ("click", "b"))
-    wrong = msgspec.structs.replace(cell, s=str(int(cell.s) + 7))
-    moments = tuple(wrong if row == cell else row for row in part.statistics.moments)
-    return msgspec.structs.replace(part, statistics=msgspec.structs.replace(part.statistics, moments=moments))
 
 
 @pytest.mark.kafka

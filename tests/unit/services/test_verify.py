@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
+from broker.oracle_world import published_part
 from click.testing import CliRunner
 
 from stream_xp.adapters.clock import ManualClock
@@ -19,7 +20,7 @@ from stream_xp.cli import main
 from stream_xp.domain.codec import Limits
 from stream_xp.domain.decision import Action, PartitionOffsets, Result, Signal
 from stream_xp.domain.experiment import ExperimentRecord, ExperimentSpec, WeightEpoch
-from stream_xp.domain.statistics import PartitionStatistics, Progress
+from stream_xp.domain.statistics import PartitionStatistics
 from stream_xp.engine.columns import Block, exposure_columns, reward_columns
 from stream_xp.engine.registry import Entry, Registry
 from stream_xp.engine.state import EXPOSURES, REWARDS, PartitionState
@@ -29,7 +30,7 @@ from stream_xp.services.decide import Decide
 from stream_xp.services.oracle import service as oracle_module
 from stream_xp.services.oracle.prefixes import rules_of
 from stream_xp.services.oracle.reading import LogShortError, LogTruncatedError
-from stream_xp.services.oracle.recompute import LoggedRecord, LoggedSpec, recompute
+from stream_xp.services.oracle.recompute import LoggedRecord, LoggedSpec
 from stream_xp.services.verify import service as module
 from stream_xp.services.verify.compare import line, result_lines
 from stream_xp.services.verify.service import Verdict, Verification, verify
@@ -170,38 +171,18 @@ def parts(broker: Broker, *, watermark_ms: int = T + 9_000) -> list[PartitionSta
         LoggedSpec(one.timestamp_ms, "exp", msgspec.json.decode(one.value or b"", type=ExperimentRecord))
         for one in broker.logs["xp.experiments", 0]
     ]
-    found = []
-    for partition in (0, 1):
-        logs = [broker.logs[f"xp.{topic}", partition] for topic in ("exposures", "rewards")]
-        done = recompute(
-            logs[0],
-            logs[1],
+    return [
+        published_part(
+            SPEC,
+            *(broker.logs[f"xp.{topic}", partition] for topic in ("exposures", "rewards")),
             specs,
+            settings=SETTINGS,
             partition=partition,
             watermark_ms=watermark_ms,
-            allowed_lateness_ms=SETTINGS.allowed_lateness_ms,
-            activation_delay_ms=SETTINGS.activation_delay_ms,
-            limits=Limits(),
-            behind_watermark={},
+            rules=rules_of(SETTINGS),
         )
-        progress = [Progress(first_offset=0, applied_offset=len(log) - 1) for log in logs]
-        found.append(
-            PartitionStatistics(
-                experiment="exp",
-                version=1,
-                design_hash=RECORD.design_hash,
-                partition=partition,
-                exposures=progress[0],
-                rewards=progress[1],
-                watermark_ms=watermark_ms,
-                allowed_lateness_ms=SETTINGS.allowed_lateness_ms,
-                statistics=done.statistics["exp", 1],
-                exposure_outcomes=done.exposure_outcomes,
-                reward_outcomes=done.reward_outcomes,
-                rules=rules_of(SETTINGS),
-            )
-        )
-    return found
+        for partition in (0, 1)
+    ]
 
 
 def decided(
