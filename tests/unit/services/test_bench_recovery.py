@@ -15,6 +15,7 @@ from stream_xp.engine.state import EXPOSURES, REWARDS, PartitionState
 from stream_xp.errors import StateError
 from stream_xp.services.bench import recovery
 from stream_xp.services.bench.recovery import Job, MemoryLog, RecoveryReport, Traffic, measure, table
+from stream_xp.services.ingest import SNAPSHOT_SHARE, restored
 from stream_xp.settings import Settings
 
 JOB = Job(rows=3_000, events=4_000, rounds=1, interval_s=0.05)
@@ -49,7 +50,7 @@ def test_a_snapshot_waits_as_long_as_that_of_a_worker(report: RecoveryReport) ->
     for cost in (report.recent, report.anywhere):
         assert cost.ingest_s >= recovery._pause_s(cost.eager_s, JOB.interval_s)
     assert recovery._pause_s(0.01, 2.0) == 2.0 - 0.01
-    assert recovery._pause_s(1.0, 2.0) == recovery.SNAPSHOT_SHARE - 1.0
+    assert recovery._pause_s(1.0, 2.0) == SNAPSHOT_SHARE - 1.0
     assert Settings().snapshot_interval_ms / 1000 == Job(rows=1, events=1, rounds=1).interval_s
 
 
@@ -97,10 +98,9 @@ def test_a_loop_that_stands_still_is_noticed() -> None:
 
 
 def test_a_recovery_that_is_not_exact_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = recovery.restored
 
     async def spoilt(*parts: Any, **settings: Any) -> PartitionState:
-        state = await real(*parts, **settings)
+        state = await restored(*parts, **settings)
         state.arrays["units"][0] += 1
         return state
 
