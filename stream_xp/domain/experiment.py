@@ -36,6 +36,15 @@ MAX_STEPS = 2**40
 MAX_HISTOGRAM_CELLS = 2**17
 """Histogram bins of one weight epoch, all arms and segments: filled to the last, they still fit one record."""
 
+MAX_STATISTICS_BYTES = 1_000_000
+"""Rows of a statistics record; the topic takes 1 MiB, and the record has more than its rows."""
+
+MAX_WEIGHT_EPOCHS = 4096
+"""Of one version, however small its rows: two weeks of weights that change every five minutes.
+
+Each costs a stratum in every evaluation and a line in every record of the experiment (docs/semantics.md).
+"""
+
 METHODS = 3
 """Version of the table that chooses methods and of all their constants; part of every design hash.
 
@@ -350,6 +359,52 @@ class ExperimentSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         return hashlib.sha256(b"methods %d\n%b" % (METHODS, spec)).hexdigest()
 
 
+def most_epochs(spec: ExperimentSpec) -> int:
+    """How many weight epochs a version can have, so that its statistics in one partition stay one record.
+
+    As many as fit if every row of every epoch is there and has large numbers.
+    """
+    return min(MAX_WEIGHT_EPOCHS, MAX_STATISTICS_BYTES // (row_bytes(spec) + _bin_bytes(spec)))
+
+
+def row_bytes(spec: ExperimentSpec) -> int:
+    """Bytes of one weight epoch in a statistics record, the bins of histograms left out."""
+    labels = [f"{name}={value}" for name, values in spec.segments.items() for value in (*values, OTHER)]
+    segments, segment_bytes = 1 + len(labels), sum(len(label.encode()) for label in labels)
+    arms, arm_bytes = len(spec.arms), sum(len(arm.key) for arm in spec.arms)
+    rows = [(0, _UNIT_DIGITS)] + [row for metric in spec.metrics for row in _rows(metric)]
+    keys = arms * segment_bytes + segments * arm_bytes
+    return sum(keys + arms * segments * (key_bytes + _FRAME_BYTES + digits) for key_bytes, digits in rows)
+
+
+_FRAME_BYTES = 24
+"""Brackets, quotes and commas of a row, and its epoch."""
+_UNIT_DIGITS = 8
+_BIN_BYTES = 12
+
+
+def _rows(metric: Metric) -> list[tuple[int, int]]:
+    """Bytes of the metric's key, and digits of the numbers, in each row of one arm, epoch and segment."""
+    key_bytes = len(metric.key)
+    if metric.at_once or metric.kind is MetricKind.LATENCY:
+        return [(key_bytes, 2 * _UNIT_DIGITS)]
+    # Of a unit's value: that of a reward and three digits more, for the rewards that are added up.
+    value = 1 if metric.kind is MetricKind.CONVERSION else 3 + len(str(metric.max_steps))
+    value = 6 if metric.kind is MetricKind.COUNT else value
+    rows = [(key_bytes, 3 * _UNIT_DIGITS + 3 * value)]
+    if metric.kind is MetricKind.RATIO or metric.adjustment is not Adjustment.NONE:
+        rows.append((key_bytes, 3 * _UNIT_DIGITS + 6 * value))
+    return rows
+
+
+def _bin_bytes(spec: ExperimentSpec) -> int:
+    """Bytes of the histograms of one weight epoch, every bin filled."""
+    bins = sum(metric.bins for metric in spec.metrics if metric.kind is MetricKind.LATENCY)
+    return (
+        _BIN_BYTES * bins * len(spec.arms) * (1 + sum(len(values) + 1 for values in spec.segments.values()))
+    )
+
+
 class Fault(msgspec.Struct, frozen=True):
     """One broken rule of a spec: where (path of field names and list positions) and what."""
 
@@ -363,6 +418,7 @@ def rules(spec: ExperimentSpec) -> list[Fault]:
         *_arm_faults(spec),
         *_metric_list_faults(spec),
         *_histogram_faults(spec),
+        *_row_faults(spec),
         *_segment_faults(spec),
         *_covariate_faults(spec),
         *_budget_faults(spec),
@@ -552,6 +608,16 @@ def _histogram_faults(spec: ExperimentSpec) -> list[Fault]:
     return [Fault(("metrics",), f"{rule}, they have {cells}; a larger scale or a smaller bound has fewer")]
 
 
+def _row_faults(spec: ExperimentSpec) -> list[Fault]:
+    size = row_bytes(spec)
+    if size <= MAX_STATISTICS_BYTES:
+        return []
+    rule = f"the rows of one weight epoch may have {MAX_STATISTICS_BYTES} bytes in a record, they have {size}"
+    return [
+        Fault(("metrics",), f"{rule}; fewer arms, metrics or segment values, or shorter names, have fewer")
+    ]
+
+
 def _broken(*checks: tuple[bool, str, str]) -> list[tuple[str, str]]:
     return [(field, message) for broken, field, message in checks if broken]
 
@@ -642,11 +708,20 @@ def record_rules(record: ExperimentRecord, experiment: str) -> list[str]:
     return found + _epoch_faults(record)
 
 
+_EPOCHS_ADVICE = (
+    "that a version with these arms, metrics and segments can have: raise `version` to start again, "
+    "or change weights less often; fewer metrics or segments leave room for more"
+)
+
+
 def _epoch_faults(record: ExperimentRecord) -> list[str]:
     arms = {arm.key for arm in record.spec.arms}
     found = []
     if not record.epochs or [epoch.epoch for epoch in record.epochs] != list(range(len(record.epochs))):
         found.append("epochs must be numbered 0, 1, 2, … without a hole, and there must be one")
+    most = max(1, most_epochs(record.spec))
+    if len(record.epochs) > most:
+        found.append(f"{len(record.epochs)} weight epochs are more than the {most} {_EPOCHS_ADVICE}")
     found += [
         f"the weights of epoch {epoch.epoch} must name every arm and sum to 1"
         for epoch in record.epochs

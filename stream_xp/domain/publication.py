@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from stream_xp.domain.decision import ConfigRecord, RolloutStatus
-from stream_xp.domain.experiment import ExperimentRecord, ExperimentSpec, Status, WeightEpoch
+from stream_xp.domain.experiment import ExperimentRecord, ExperimentSpec, Status, WeightEpoch, most_epochs
 from stream_xp.errors import ConfigError
 
 _PROSE = ("owner", "hypothesis")
@@ -98,6 +98,12 @@ def _next_epochs(
         raise ConfigError(
             f"{spec.experiment}: new weights would take effect at {effective_ms} (epoch milliseconds), "
             f"before those of epoch {last.epoch} at {last.effective_ms}; check this machine's clock, or wait"
+        )
+    most = most_epochs(spec)
+    if len(current.epochs) >= most:
+        raise ConfigError(
+            f"{spec.experiment}: version {spec.version} has {len(current.epochs)} weight epochs, and with its arms, "
+            f"metrics and segments it can have {max(1, most)}; raise `version` to start again with these weights"
         )
     epoch = WeightEpoch(epoch=last.epoch + 1, weights=spec.weights, effective_ms=effective_ms)
     return (*current.epochs, epoch)

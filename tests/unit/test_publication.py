@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import pytest
 
+from stream_xp.domain.codec import decode_experiment
 from stream_xp.domain.decision import ConfigRecord, RolloutStatus
 from stream_xp.domain.experiment import (
+    MAX_STATISTICS_BYTES,
+    MAX_WEIGHT_EPOCHS,
     Adjustment,
     Arm,
     Covariate,
     Denominator,
     ExperimentRecord,
     ExperimentSpec,
+    MetricKind,
     Status,
     Threshold,
+    most_epochs,
+    rules,
 )
 from stream_xp.domain.publication import archived_record, changed_design, next_config, next_record
+from stream_xp.domain.statistics import build
 from stream_xp.errors import ConfigError
 
 SPEC = msgspec.convert(
@@ -257,3 +266,121 @@ def test_config_ahead_of_the_experiments_is_refused() -> None:
     ahead = msgspec.structs.replace(RUNNING, version=4)
     with pytest.raises(ConfigError, match="already follow version 4; raise `version` to at least 5"):
         next_config(ahead, FIRST)
+
+
+def bandit(
+    *metrics: dict[str, Any], arms: int = 2, segments: dict[str, list[str]] | None = None
+) -> ExperimentSpec:
+    return msgspec.convert(
+        {
+            "experiment": "bandit",
+            "owner": "a",
+            "hypothesis": "b",
+            "unit": "member",
+            "arms": [{"key": f"arm{at}", "weight": 1 / arms, "control": at == 0} for at in range(arms)],
+            "metrics": [
+                {
+                    "key": f"metric{at}",
+                    "role": "secondary" if at else "primary",
+                    "direction": "increase",
+                    "attribution_window": "10m",
+                    **metric,
+                }
+                for at, metric in enumerate(metrics)
+            ],
+            "planned_sample": 1000,
+            "segments": segments or {},
+        },
+        ExperimentSpec,
+    )
+
+
+CONVERSION = {"kind": "conversion"}
+MEAN = {"kind": "mean", "bound": 1_000.0, "scale": 0.01}
+DEVICES = {"device": ["tv", "web", "phone"]}
+SPECS = {
+    "two arms": bandit(CONVERSION),
+    "six arms": bandit(CONVERSION, arms=6),
+    "three means": bandit(MEAN, MEAN, MEAN, arms=3),
+    "a ratio": bandit(
+        {**MEAN, "kind": "ratio", "denominator": {"event": "visit", "scale": 1.0, "bound": 50.0}}
+    ),
+    "adjusted": msgspec.structs.replace(
+        bandit({**MEAN, "adjustment": "cuped"}), covariate=Covariate(scale=0.01, bound=1_000.0)
+    ),
+    "a count": bandit({"kind": "count"}),
+    "a latency": bandit({"kind": "latency", "bound": 10_000.0, "scale": 1.0}),
+    "segments": bandit(CONVERSION, MEAN, segments=DEVICES),
+}
+
+
+def filled(spec: ExperimentSpec, epochs: int) -> int:
+    """Bytes of a partition's statistics where every row is there, and a full partition's units are shared evenly."""
+    labels = ["", *(f"{name}={value}" for name, of in spec.segments.items() for value in (*of, "other"))]
+    places = [(arm.key, at, label) for arm in spec.arms for at in range(epochs) for label in labels]
+    n = 20_000_000 // (epochs * len(spec.arms))
+    tables: dict[str, dict[Any, Any]] = {"moments": {}, "products": {}, "events": {}, "histograms": {}}
+    for metric in spec.metrics:
+        value = {MetricKind.CONVERSION: 1, MetricKind.COUNT: 100}.get(metric.kind, metric.max_steps)
+        for place in places:
+            key = (metric.key, *place)
+            if metric.kind is MetricKind.LATENCY:
+                tables["histograms"][key] = dict.fromkeys(range(metric.bins), n // metric.bins + 1)
+                continue
+            tables["moments"][key] = (n, n * value, n * value**2)
+            if metric.kind is MetricKind.RATIO or metric.adjustment is not Adjustment.NONE:
+                tables["products"][key] = (n * value, n * value**2, n * value**2)
+    found = build(
+        units=dict.fromkeys(places, n), crossover_units=0, first_exposure_ms=0, out_of_range={}, **tables
+    )
+    return len(msgspec.json.encode(found))
+
+
+@pytest.mark.parametrize("name", sorted(SPECS))
+def test_the_statistics_of_as_many_epochs_as_may_be_fit_one_record(name: str) -> None:
+    spec = SPECS[name]
+    assert rules(spec) == []
+    assert filled(spec, most_epochs(spec)) <= MAX_STATISTICS_BYTES
+    # And the bound is no more than three times too careful where the rows are what it is about.
+    if most_epochs(spec) < MAX_WEIGHT_EPOCHS:
+        assert filled(spec, most_epochs(spec) * 3) > MAX_STATISTICS_BYTES
+
+
+def test_weights_of_few_arms_may_change_every_five_minutes_for_two_weeks() -> None:
+    assert most_epochs(SPECS["two arms"]) >= 14 * 24 * 12
+
+
+def with_epochs(spec: ExperimentSpec, count: int) -> ExperimentRecord:
+    first = next_record(None, spec, effective_ms=0)
+    epochs = tuple(msgspec.structs.replace(first.epochs[0], epoch=at) for at in range(count))
+    return msgspec.structs.replace(first, epochs=epochs)
+
+
+def test_weights_past_the_last_epoch_are_refused_with_what_to_do() -> None:
+    spec = SPECS["three means"]
+    most = most_epochs(spec)
+    changed = with_weights(spec, 0.2, 0.2, 0.6)
+    assert len(next_record(with_epochs(spec, most - 1), changed, effective_ms=1).epochs) == most
+    full = with_epochs(spec, most)
+    with pytest.raises(ConfigError, match=f"bandit: version 1 has {most} weight epochs, .* raise `version`"):
+        next_record(full, changed, effective_ms=1)
+    # Other changes go on, and a new version begins anew.
+    assert next_record(full, msgspec.structs.replace(spec, owner="c"), effective_ms=1).epochs == full.epochs
+    assert len(next_record(full, with_version(changed, 2), effective_ms=1).epochs) == 1
+
+
+def test_the_engine_refuses_a_record_with_more_epochs() -> None:
+    spec = SPECS["three means"]
+    most = most_epochs(spec)
+    decode_experiment("bandit", msgspec.json.encode(with_epochs(spec, most)))
+    with pytest.raises(
+        ConfigError, match=f"{most + 1} weight epochs are more than the {most} .* raise `version`"
+    ):
+        decode_experiment("bandit", msgspec.json.encode(with_epochs(spec, most + 1)))
+
+
+def test_a_spec_whose_first_epoch_fits_no_record_is_refused() -> None:
+    segments = {f"dimension{at}": [f"value{n}" for n in range(64)] for at in range(4)}
+    (fault,) = rules(bandit(*[CONVERSION] * 20, arms=20, segments=segments))
+    assert fault.path == ("metrics",)
+    assert "the rows of one weight epoch may have 1000000 bytes" in fault.message
