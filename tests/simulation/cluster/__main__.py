@@ -73,8 +73,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.simulation.cluster", description=__doc__)
     parser.add_argument("--seed", type=int, default=0, help="the first seed")
     parser.add_argument("--schedules", type=int, default=1)
-    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="default: one for each core")
-    parser.add_argument("--trace", action="store_true", help="print what happens in the one schedule of --seed")
+    parser.add_argument(
+        "--processes", type=int, default=os.cpu_count() or 1, help="default: one for each core"
+    )
+    parser.add_argument(
+        "--trace", action="store_true", help="print what happens in the one schedule of --seed"
+    )
     parser.add_argument("--keep-going", action="store_true", help="do not end at the first fault")
     parser.add_argument("--minutes", type=float, help="begin no more schedules after so long")
     given = parser.parse_args()

@@ -1,10 +1,10 @@
 """What makes a schedule cheap and takes nothing from it: pure functions that need not be computed again and again.
 
 Decoding and checking a spec, and decoding an event for the oracle, give the same for the same bytes, so each is done
-once. The confidence sequences behind a decision cost more than everything else of a schedule, and are held by tests
-of their own; most worlds put a count in their place (`quick_finding`, `quick_ratio`) that proves and disproves an effect after a few
-units already, so that their decisions are many and would often be others at the next look. The rest, one in
-`EXACT_SHARE`, evaluates in earnest.
+once. The confidence sequences behind a decision cost more than everything else of a schedule, and are held by tests of
+their own; most worlds put a count in their place (`quick_finding`, `quick_ratio`). It proves an effect after a few
+units, and disproves it as fast, so that there are many decisions, and the next look would often make another one. The
+rest, one world in `EXACT_SHARE`, evaluates in earnest.
 """
 
 from __future__ import annotations
@@ -75,9 +75,11 @@ class Evidences:
         self.p_always_valid = stats.p_always_valid
 
     def findings(self, batch: Sequence[Comparison]) -> list[Finding]:
+        """What `engine.evaluate` gets for the comparisons."""
         return self._findings(batch) if self.exact else [quick_finding(one) for one in batch]
 
     def sample_ratio_log_e(self, counts: Any, weights: Any) -> Any:
+        """What `engine.evaluate` gets for the units of each arm."""
         return stats.sample_ratio_log_e(counts, weights) if self.exact else quick_ratio(counts, weights)
 
 

@@ -20,11 +20,12 @@ BATCHES, SCHEDULES = 4, 25
 WORDS = (
     *("KILLED", "paused", "wakes", "thrown out", "FAILS", "slips", "seeks", "event=hole", "now begins at"),
     *("is damaged", "is gone", "a dead node:", "no answers", "asked to stop"),
+    *("and a spec comes into force", "no writes to"),
     *("no whole snapshot is left", "the log starts at"),
 )
 """What traces say of what was done to the workers, and of what they met."""
 SEEDS = (2004, 2013, 2129, 2144, 2153)
-"""Together they reach everything; too rare to be asked for are late signals and remains without a readable manifest."""
+"""Together they reach everything; too rare to be asked for are remains without a readable manifest."""
 
 
 @pytest.fixture(autouse=True)
@@ -71,6 +72,7 @@ def reached(seed: int) -> Counter[str]:
     seen["statistics"] = len(watch.published)
     seen["commits"] = len(watch.commits)
     seen["decisions"] = len(watch.signals)
+    seen["decisions that came late"] = len(watch.late_signals)
     seen["dead letters"] = len(log.history("xp.deadletter"))
     seen["changed specs"] = len(log.history("xp.experiments")) - 1
     return seen
