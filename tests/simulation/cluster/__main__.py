@@ -86,11 +86,8 @@ def main() -> int:
         return 0 if traced(given.seed) else 1
     began_s, schedules, broken, cpu_s, counts = time.monotonic(), 0, 0, 0.0, Counter[str]()
     for batch in batches(range(given.seed, given.seed + given.schedules), given.processes):
-        schedules, cpu_s, broken = (
-            schedules + batch.schedules,
-            cpu_s + batch.cpu_s,
-            broken + len(batch.broken),
-        )
+        schedules, cpu_s = schedules + batch.schedules, cpu_s + batch.cpu_s
+        broken += len(batch.broken)
         counts.update(batch.counts)
         for error in batch.broken:
             print(error, flush=True)

@@ -17,13 +17,18 @@ _ROUNDS = 120
 _ROUND_MS = 250
 """So long that a snapshot is due again."""
 _MOST_NODES = 3
+HAND_OVER_MS = 6_000
+"""Longer than a worker tries to write out what it gives away."""
 _COMPACTED = ("xp.state", "xp.stats", "xp.results", "xp.config", "xp.deadletter")
 
 
 class Schedule:
-    """One run of a world; the weights of what can happen are drawn first, many of them 0."""
+    """One run of a world; the weights of what can happen are drawn first, many of them 0.
 
-    def __init__(self, seed: int, *, trace: list[str] | None = None) -> None:
+    With `hangs` writes also hang while partitions leave and come back.
+    """
+
+    def __init__(self, seed: int, *, trace: list[str] | None = None, hangs: bool = False) -> None:
         self.world = World(seed, trace=trace)
         rng = self.world.rng
         self.steps = rng.choice([60, 150, 300])
@@ -60,6 +65,8 @@ class Schedule:
             self.lose: 0.2,
             self.come_late: 0.8,
         }
+        if hangs:
+            faults[self.hang] = 0.4
         drawn = {what: weight * rng.choice([0.0, 0.5, 1.0, 3.0]) for what, weight in faults.items()}
         chosen = usual | drawn | {self.wake: 1.5, self.orphan: 2.0, self.feed: 0.7, self.go_well: 2.0}
         self._happenings, self._weights = list(chosen), list(chosen.values())
@@ -321,6 +328,24 @@ class Schedule:
         if rng.random() < 0.5:
             for late in [late for late in world.orphans if late.topic == "xp.signals"]:
                 world.append_orphan(world.orphans.index(late))
+
+    def hang(self) -> None:
+        """What a flush writes is not taken until its partitions have left, and come back."""
+        world, rng = self.world, self.world.rng
+        self.go_well()
+        world.slow = rng.choice(["xp.state", "xp.stats"])
+        world.note(f"no writes to {world.slow}")
+        for _ in range(8):
+            world.produce(rng.choice(SOURCES))
+        for step in range(rng.choice([1, 2])):
+            _round(world, evaluates=False)
+            if step == 0:
+                self.rebalance()
+                for node in to_tell(world):
+                    world.tell(node)
+                world.stall(HAND_OVER_MS)
+        if rng.random() < 0.7:
+            world.slow = "nothing"
 
     def feed(self) -> None:
         self.world.starved = self.world.slow = "nothing"
