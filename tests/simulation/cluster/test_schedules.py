@@ -24,7 +24,7 @@ WORDS = (
     *("no whole snapshot is left", "the log starts at"),
 )
 """What traces say of what was done to the workers, and of what they met."""
-SEEDS = (2004, 2013, 2129, 2144, 2153)
+SEEDS = (2012, 2013, 2083, 2172)
 """Together they reach everything; too rare to be asked for are remains without a readable manifest."""
 
 
