@@ -24,8 +24,9 @@ The effect of an experiment that changes is a moving target: read its latest int
 over time. Of early and late effect neither is wrong; a ship decision is about the late one.
 
 Assumptions: those of `mean_difference`, for the units' changes. What should last is the difference per day: where the
-metric itself falls with age in both arms, a constant relative effect falls with it. A change of the effect with the calendar (a sale at
-which the treatment does better) is seen as well: early and late windows of one unit are at different dates.
+metric itself falls with age in both arms, a constant relative effect falls with it. A change of the effect with the
+calendar (a sale at which the treatment does better) is seen as well: early and late windows of one unit are at
+different dates.
 
 Sources: Hohnhold, O'Brien and Tang (2015), KDD, 1849-1858 (cohorts of equal age); Sadeghi, Gupta, Gramatovici, Lu, Ai
 and Zhang (2022), Technometrics 64(4), 524-534 (novelty and primacy as a difference in differences); Waudby-Smith,
