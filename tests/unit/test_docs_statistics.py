@@ -35,11 +35,13 @@ from stream_xp.stats import (
     success_ratio,
     tuned_rho2,
 )
+from stream_xp.stats.arm_stall import units_to_detect_stall
 from stream_xp.stats.bayes import decision_errors
 from stream_xp.stats.bernoulli import TunedPrior, bernoulli_bounds
 from stream_xp.stats.bounded_mean import CONSTRUCTIONS, bounded_mean
 from stream_xp.stats.distribution import LEVELS
 from stream_xp.stats.group_sequential import group_sequential
+from stream_xp.stats.log_loss import log_loss
 from stream_xp.stats.mean_difference import GUARD_UNITS, MIN_UNITS_PER_ARM
 from stream_xp.stats.planning import (
     conversion_variance,
@@ -48,7 +50,9 @@ from stream_xp.stats.planning import (
     plan_difference,
     stopping_curve,
 )
+from stream_xp.stats.rate_monitor import records_to_detect
 from stream_xp.stats.sample_ratio import TILT_SD
+from stream_xp.stats.selection import MIN_EXPERIMENTS, design_errors, stopped_design_errors
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "statistics.md"
@@ -344,6 +348,35 @@ def test_bounded_means(name, draw):
         lower, upper = bernoulli_bounds(1000, int(values.sum()), alpha=ALPHA, prior=TunedPrior(1000, ALPHA))
         widths.append(f"{(upper - lower) / 2 / fixed:.2f}")
     row(name, *widths, *["–"] * (4 - len(widths)))
+
+
+def test_what_stops_early_exaggerates():
+    plan = plan_difference(1.0, 10_000.0, alpha=ALPHA, power=0.8)
+    n = np.geomspace(plan.n_star / 50, plan.n_star, 50)
+    edges = radius_multiplier_two_sided(n * tuned_rho2(plan.n_star, ALPHA), ALPHA)
+    stopped = [stopped_design_errors(d, (100 / np.sqrt(n)).tolist(), edges.tolist()) for d in (1, 0.5, 0.25)]
+    first, half, quarter = (f"{errors.type_m:.2f}" for errors in stopped)
+    says(f"when it stops, on average {first} times the effect it was planned for")
+    says(f"if the true effect is half of that, {half} times, if a quarter, {quarter} times")
+    fixed = [f"{m:.2f}" for m in design_errors([1, 0.5, 0.25], 100 / math.sqrt(plan.fixed_n)).type_m]
+    says(f"A t test with its own sample: {fixed[0]}, {fixed[1]} and {fixed[2]} times")
+    says(f"each at its own stop, {MIN_EXPERIMENTS} at least")
+
+
+def test_futility_at_the_planned_sample():
+    width = radius_multiplier_one_sided(one_sided_rho2(1.0, ALPHA), ALPHA)
+    says(f"with an estimate of 0, m must be {width:.3f} standard errors at N\\*")
+
+
+def test_monitors():
+    half = units_to_detect_stall(0.5, alpha=ALPHA, units=10_000)
+    says(f"{half} units of the others in a row prove a stall at 5 %")
+    says(f"after 500 units in one of 5 %, {units_to_detect_stall(0.05, alpha=ALPHA, units=500)}")
+    n = np.arange(1, 100)
+    silent = log_loss(np.stack((n, 0 * n), axis=-1)[:, np.newaxis], [[0.5, 0.5]], largest_ratio=2.0).log_e
+    says(f"a silent arm is proven at 5 % after {n[silent >= THRESHOLD][0]} rewards in the other")
+    records = records_to_detect(0.1, threshold=0.02, run_length=1e6)
+    says(f"a rise to 10 % takes some {records:.0f} records")
 
 
 # ---- pictures -----------------------------------------------------------------------------------------
