@@ -15,7 +15,7 @@ None of this controls a type-I error; it is what a report owes its reader after 
 Sources: Gelman and Carlin (2014), Perspectives on Psychological Science 9(6), 641-651 (type S, type M); Lu, Qiu and
 Deng (2019), British Journal of Mathematical and Statistical Psychology 72(1), 1-17 (their closed forms); Armitage,
 McPherson and Rowe (1969), Journal of the Royal Statistical Society A 132(2), 235-244 (stopped paths); Gelman, Carlin,
-Stern, Dunson, Vehtari and Rubin (2013), Bayesian Data Analysis, section 8.7 (ignorable stopping).
+Stern, Dunson, Vehtari and Rubin (2013), Bayesian Data Analysis, section 8.2 (ignorable designs).
 """
 
 from __future__ import annotations

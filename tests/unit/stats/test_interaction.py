@@ -106,6 +106,28 @@ def test_strata_are_not_pooled():
     assert wrong.log_e[0, 0] > 4
 
 
+@pytest.mark.parametrize("guard", [True, False])
+def test_variances_over_strata_are_those_of_stratified_means(variance_of_mean, guard):
+    rng = np.random.default_rng(9)
+    e = rng.choice(3, 3000, p=[0.6, 0.3, 0.1])
+    a, b = (rng.random(3000) < 0.1 + 0.2 * e).astype(int), (rng.random(3000) < 0.5).astype(int)
+    y = rng.poisson(3.0 * (1 + e) * (1 + a))
+    got = interaction_means(table(y, a, b, strata=e), scale=1.0, guard=guard)
+    squares = [((y[e == k] - y[e == k].mean()) ** 2).sum() for k in range(3)]
+    sizes, total, estimate = np.bincount(e), 0.0, 0.0
+    for i, j, sign in ((0, 0, 1), (0, 1, -1), (1, 0, -1), (1, 1, 1)):
+        parts = [y[(a == i) & (b == j) & (e == k)] for k in range(3)]
+        n, own = [len(p) for p in parts], [((p - p.mean()) ** 2).sum() for p in parts]
+        degrees = sum(n) - 3
+        unit = sum(own) / degrees
+        if guard:
+            unit = max(unit, (degrees * unit + 200 * sum(squares) / (3000 - 3)) / (degrees + 200))
+        total += variance_of_mean(n, sizes, own=own, both=squares, unit=unit, guard=guard)
+        estimate += sign * sizes @ [p.mean() for p in parts] / 3000
+    assert float(got.variance[0, 0]) == pytest.approx(total, rel=1e-10)
+    assert float(got.estimate[0, 0]) == pytest.approx(estimate, rel=1e-10)
+
+
 def test_duality_and_undetermined_cells():
     y, a, b = drawn(2000)
     evidence = interaction(interaction_means(table(y, a, b), scale=1.0), alpha=ALPHA, rho2=RHO2)

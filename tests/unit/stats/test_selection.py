@@ -53,7 +53,8 @@ def test_it_is_the_shrunk_effect_of_a_learned_prior():
 @pytest.mark.parametrize(
     ("effect", "se", "power", "type_s", "type_m"),
     [
-        # Gelman and Carlin (2014), page 643 (retrodesign of R): beauty and sex ratio; arm circumference (page 645).
+        # Gelman and Carlin (2014), beauty and sex ratio, and the second example of their R function retrodesign;
+        # both rounded, their exaggeration is from 10,000 draws.
         (0.1, 3.28, 0.05, 0.46, 77.0),
         (2.0, 8.1, 0.06, 0.24, 9.5),
     ],
@@ -62,7 +63,7 @@ def test_published_design_calculations(effect, se, power, type_s, type_m):
     got = design_errors(effect, se)
     assert got.power == pytest.approx(power, abs=0.005)
     assert got.type_s == pytest.approx(type_s, abs=0.005)
-    assert got.type_m == pytest.approx(type_m, rel=0.01)
+    assert got.type_m == pytest.approx(type_m, rel=0.02)
 
 
 @pytest.mark.parametrize(("size", "c"), [(0.2, 1.96), (1.0, 1.96), (2.8, 3.035), (8.0, 3.0), (1.0, 12.0)])
