@@ -120,7 +120,7 @@ def between_variance(
     data = _groups(estimates, standard_errors, mean)
     top = np.where(data.top > 0, data.top, 1.0)
     grid = _GRID.reshape(-1, *(1,) * top.ndim) * top
-    heights = np.stack([data.log_likelihood(tau2) for tau2 in grid])
+    heights = data.log_likelihood(grid)
     peak = np.argmax(heights, axis=0)
     low, high = (_picked(grid, np.clip(peak + step, 0, len(_GRID) - 1)) for step in (-1, 1))
     root = crossing(data.score, low, high)
@@ -181,7 +181,7 @@ def shrink_groups(
     share = (_SHARE_EDGES[:-1, np.newaxis] + half * (1.0 + _NODES)).ravel()
     share = share.reshape(-1, *(1,) * data.count.ndim)
     nodes = data.typical * ((1.0 - share) / share)
-    logs = np.stack([data.log_likelihood(node) for node in nodes])
+    logs = data.log_likelihood(nodes)
     mass = (half * _NODE_WEIGHTS).reshape(share.shape) * np.exp(logs - logs.max(axis=0))
     return _averaged(data, nodes, mass / mass.sum(axis=0))
 
@@ -265,23 +265,15 @@ def _groups(estimates: ArrayLike, standard_errors: ArrayLike, mean: ArrayLike | 
 
 
 def _averaged(data: _Groups, nodes: FloatArray, mass: FloatArray) -> ShrunkGroups:
-    # Moments of the mixture over tau^2: the first two moments of every part, weighted; parts are taken one by one.
-    shape, rows = data.y.shape, list(zip(nodes, mass, strict=True))
-    effect, weight, mean = np.zeros(shape), np.zeros(shape), np.zeros(shape[:-1])
-    for tau2, part in rows:
-        keep, centre = _kept(data, tau2), data.centre(tau2)[0]
-        weight, mean = weight + part[..., np.newaxis] * keep, mean + part * centre
-        effect = effect + part[..., np.newaxis] * (keep * data.y + (1.0 - keep) * centre[..., np.newaxis])
-    square, mean_square = np.zeros(shape), np.zeros(shape[:-1])
-    for tau2, part in rows:
-        keep, (centre, variance) = _kept(data, tau2), data.centre(tau2)
-        own = np.where(data.has, keep * data.v, tau2[..., np.newaxis])
-        gap = keep * data.y + (1.0 - keep) * centre[..., np.newaxis] - effect
-        whole = own + (1.0 - keep) ** 2 * variance[..., np.newaxis] + gap * gap
-        square = square + part[..., np.newaxis] * whole
-        mean_square = mean_square + part * (variance + (centre - mean) ** 2)
+    # First two moments of the mixture over tau^2; nodes and mass (Q, ...).
+    keep, (centre, variance) = _kept(data, nodes), data.centre(nodes)
+    share, at = mass[..., np.newaxis], keep * data.y + (1.0 - keep) * centre[..., np.newaxis]
+    weight, effect, mean = (share * keep).sum(axis=0), (share * at).sum(axis=0), (mass * centre).sum(axis=0)
+    own = np.where(data.has, keep * data.v, nodes[..., np.newaxis])
+    square = (share * (own + (1.0 - keep) ** 2 * variance[..., np.newaxis] + (at - effect) ** 2)).sum(axis=0)
+    mean_square = (mass * (variance + (centre - mean) ** 2)).sum(axis=0)
     # Of one group alone tau^2 is not known at all: a group without data could be anywhere.
-    unknown = (data.count < (2 if data.free else 1)) & (len(rows) > 1)
+    unknown = (data.count < (2 if data.free else 1)) & (len(nodes) > 1)
     sd = np.where(~data.has & unknown[..., np.newaxis], np.inf, np.sqrt(square))
     mean_sd = np.where(unknown & data.free, np.inf, np.sqrt(mean_square))
     return ShrunkGroups(effect, sd, weight, np.asarray(mean), mean_sd)
