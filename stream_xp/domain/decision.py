@@ -10,20 +10,33 @@ from stream_xp.domain.statistics import Outcomes, Rules
 
 
 class Action(StrEnum):
-    """A decision. Stop outranks hold, hold outranks ship; stop and ship are final until a person resets them."""
+    """A decision. Stop outranks hold, hold outranks the others; stop and ship are final until a person resets them.
+
+    advance: the ramp goes to its next stage. allocate: the weights follow the evidence.
+    """
 
     STOP = "stop"
     HOLD = "hold"
+    ADVANCE = "advance"
+    ALLOCATE = "allocate"
     SHIP = "ship"
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
-    """What to do, for which arm, and why in one sentence."""
+    """What to do, for which arm, and why in one sentence.
+
+    Attributes:
+        stage: of an advance, the number of the stage it goes to, from 0.
+        weights, contexts: of an allocation, the weights it wants, as in `WeightEpoch`.
+    """
 
     action: Action
     reason: str
     arm: str | None = None
     metric: str | None = None
+    stage: int | None = None
+    weights: dict[str, float] | None = None
+    contexts: dict[str, dict[str, float]] = {}
 
 
 class MetricState(StrEnum):
@@ -218,10 +231,15 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SignalData(msgspec.Struct, frozen=True, kw_only=True):
-    """The body of a signal: the decision and all that is needed to derive it again."""
+    """The body of a signal: the decision and all that is needed to derive it again.
+
+    Attributes:
+        proposed: it waits for a person to approve it.
+    """
 
     decision: Decision
     result: Result
+    proposed: bool = False
 
 
 class Signal(msgspec.Struct, frozen=True, kw_only=True):
@@ -250,6 +268,10 @@ class ConfigRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         weights: arm key to share of the traffic from `effective_ms` on; a distribution.
+        coverage: share of all units that take part; the others get the control and are not exposed.
+        contexts: as in `WeightEpoch`.
+        context: the segment whose values have weights of their own, if one has.
+        paused: a person holds the ramp and the weights.
         config_version: grows with every change.
         signal_id: the signal that made it so; None while running.
     """
@@ -262,4 +284,8 @@ class ConfigRecord(msgspec.Struct, frozen=True, kw_only=True):
     effective_ms: int
     config_version: int
     signal_id: str | None = None
+    coverage: float = 1.0
+    contexts: dict[str, dict[str, float]] = {}
+    context: str | None = None
+    paused: bool = False
     schema: int = 1

@@ -10,25 +10,18 @@ from typing import Annotated
 
 import msgspec
 
-# `$` alone also matches before a newline at the end; `(?!\n)$` does not, in Python and in JSON Schema alike.
-Key = Annotated[
-    str,
-    msgspec.Meta(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}(?!\n)$",
-        description="1 to 100 letters, digits, dots, underscores and hyphens, a letter or digit first",
-    ),
-]
-EventName = Annotated[str, msgspec.Meta(min_length=1, max_length=100)]
-Duration = Annotated[
-    str,
-    msgspec.Meta(
-        pattern=r"^[0-9]{1,9}(ms|s|m|h|d|w)(?!\n)$",
-        description="a whole number and a unit, such as 250ms, 2s, 30m, 24h, 7d, 2w",
-    ),
-]
-Probability = Annotated[float, msgspec.Meta(gt=0.0, lt=1.0)]
-Weight = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
-Positive = Annotated[float, msgspec.Meta(gt=0.0)]
+from stream_xp.domain.fields import (
+    Duration,
+    EventName,
+    Fault,
+    Key,
+    Positive,
+    Probability,
+    Weight,
+    broken,
+    duration_ms,
+)
+from stream_xp.domain.rollout import Allocation, Conclusion, Monitors, Ramp
 
 MAX_STEPS = 2**40
 """Largest bound / scale: one reward's quantised value, so that a unit's exact sum stays below 2**62."""
@@ -52,17 +45,12 @@ It rises whenever a released method, a constant of one, or the choice changes: a
 one cannot go on under the other, because both error levels would be spent.
 """
 
+_LATER_FIELDS = ("conclusion", "ramp", "allocation", "monitors")
+"""Fields of a spec that came after the first specs ran: where they are absent, the design is what it was."""
+
 MAX_SEGMENTS = 32
 OTHER = "other"
 """The segment value of units whose value is missing or not registered."""
-
-_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
-
-
-def duration_ms(duration: str) -> int:
-    """Milliseconds of a duration such as ``250ms``, ``2s``, ``30m``, ``24h``, ``7d``, ``2w``."""
-    digits = duration.rstrip("smhdw")
-    return int(digits) * _MS[duration[len(digits) :]]
 
 
 class MetricKind(StrEnum):
@@ -304,6 +292,10 @@ class ExperimentSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         sample_ratio_alpha: error level of the sample-ratio test.
         planned_sample: units of all arms at which the sequences are tuned to be narrowest.
         covariate: what exposures tell of a unit from before; for metrics with an adjustment.
+        conclusion: how it comes to its end; absent: by itself, always-valid, without futility.
+        ramp: stages of its coverage; absent: all units from the start.
+        allocation: weights that follow the evidence; absent: those of the file.
+        monitors: what is watched beside metrics; absent: the defaults of `Monitors`.
     """
 
     experiment: Key
@@ -327,6 +319,10 @@ class ExperimentSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         ],
     ] = {}
     covariate: Covariate | None = None
+    conclusion: Conclusion | None = None
+    ramp: Ramp | None = None
+    allocation: Allocation | None = None
+    monitors: Monitors | None = None
 
     @property
     def control(self) -> Arm:
@@ -355,7 +351,11 @@ class ExperimentSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             hypothesis="-",
             arms=tuple(msgspec.structs.replace(arm, weight=0.0) for arm in self.arms),
         )
-        spec = msgspec.json.encode(frozen, order="deterministic")
+        fields = msgspec.to_builtins(frozen)
+        for name in _LATER_FIELDS:
+            if fields[name] is None:
+                del fields[name]
+        spec = msgspec.json.encode(fields, order="deterministic")
         return hashlib.sha256(b"methods %d\n%b" % (METHODS, spec)).hexdigest()
 
 
@@ -403,13 +403,6 @@ def _bin_bytes(spec: ExperimentSpec) -> int:
     return (
         _BIN_BYTES * bins * len(spec.arms) * (1 + sum(len(values) + 1 for values in spec.segments.values()))
     )
-
-
-class Fault(msgspec.Struct, frozen=True):
-    """One broken rule of a spec: where (path of field names and list positions) and what."""
-
-    path: tuple[str | int, ...]
-    message: str
 
 
 def rules(spec: ExperimentSpec) -> list[Fault]:
@@ -461,7 +454,7 @@ def _metric_list_faults(spec: ExperimentSpec) -> list[Fault]:
 def _role_faults(metric: Metric) -> list[tuple[str, str]]:
     guardrail = metric.role is Role.GUARDRAIL
     margin = metric.margin or Threshold(absolute=1.0)
-    return _broken(
+    return broken(
         (metric.window_ms == 0, "attribution_window", "must be longer than 0"),
         (guardrail and metric.margin is None, "role", "a guardrail needs a margin"),
         (not guardrail and metric.margin is not None, "margin", "only a guardrail has a margin"),
@@ -493,7 +486,7 @@ def _kind_faults(metric: Metric) -> list[tuple[str, str]]:
     known = [aggregation.value for aggregation in _FOLDS[kind]]
     listed = " or ".join([", ".join(known[:-1]), known[-1]] if known[1:] else known)
     quantiles = metric.quantiles or ()
-    return _broken(
+    return broken(
         (
             metric.aggregation is not None and metric.aggregation not in _FOLDS[kind],
             "aggregation",
@@ -521,7 +514,7 @@ def _kind_faults(metric: Metric) -> list[tuple[str, str]]:
 def _size_faults(metric: Metric) -> list[tuple[str, str]]:
     kind = metric.kind
     counts = kind is MetricKind.COUNT
-    faults = _broken(
+    faults = broken(
         (
             kind in (MetricKind.MEAN, MetricKind.RATIO, MetricKind.LATENCY) and metric.bound is None,
             "kind",
@@ -548,7 +541,7 @@ def _size_faults(metric: Metric) -> list[tuple[str, str]]:
 
 def _adjustment_faults(spec: ExperimentSpec, metric: Metric) -> list[tuple[str, str]]:
     adjusted = metric.adjustment is not Adjustment.NONE
-    return _broken(
+    return broken(
         (
             adjusted and metric.kind not in (MetricKind.CONVERSION, MetricKind.MEAN),
             "adjustment",
@@ -562,7 +555,7 @@ def _denominator_faults(denominator: Denominator | None) -> list[tuple[str, str]
     if denominator is None:
         return []
     counted = not denominator.bounded
-    faults = _broken(
+    faults = broken(
         (
             denominator.aggregation is Aggregation.FIRST,
             "aggregation",
@@ -581,7 +574,7 @@ def _covariate_faults(spec: ExperimentSpec) -> list[Fault]:
     covariate = spec.covariate
     if covariate is None:
         return []
-    faults = _step_faults(covariate.scale, covariate.bound) + _broken(
+    faults = _step_faults(covariate.scale, covariate.bound) + broken(
         (not abs(covariate.missing) <= covariate.bound, "missing", "must lie within the bound"),
     )
     return [Fault(("covariate", field), message) for field, message in faults]
@@ -616,10 +609,6 @@ def _row_faults(spec: ExperimentSpec) -> list[Fault]:
     return [
         Fault(("metrics",), f"{rule}; fewer arms, metrics or segment values, or shorter names, have fewer")
     ]
-
-
-def _broken(*checks: tuple[bool, str, str]) -> list[tuple[str, str]]:
-    return [(field, message) for broken, field, message in checks if broken]
 
 
 def _segment_faults(spec: ExperimentSpec) -> list[Fault]:
@@ -674,11 +663,20 @@ class WeightEpoch(msgspec.Struct, frozen=True, kw_only=True):
         epoch: 0, 1, 2, …
         weights: arm key to share; sums to 1.
         effective_ms: event time from which assignment draws with these weights.
+        coverage: share of all units that take part; the others get the control and are not exposed.
+        contexts: of a contextual policy, value of the context segment to weights of its own; values that are not
+            named here have `weights`.
+        final: the experiment is over: all units get the arm of weight 1, and nothing is exposed any more.
+        signal_id: the signal that made it so; None where `apply` did.
     """
 
     epoch: int
     weights: dict[str, Weight]
     effective_ms: int
+    coverage: Weight = 1.0
+    contexts: dict[str, dict[str, Weight]] = {}
+    final: bool = False
+    signal_id: str | None = None
 
 
 class Status(StrEnum):

@@ -12,7 +12,8 @@ from stream_xp.domain.decision import (
     RolloutStatus,
     SampleRatio,
 )
-from stream_xp.domain.experiment import ExperimentRecord, ExperimentSpec, Role, duration_ms
+from stream_xp.domain.experiment import ExperimentRecord, ExperimentSpec, Role
+from stream_xp.domain.fields import duration_ms
 from stream_xp.engine.evaluate import Evaluation
 
 

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stream_xp.domain.experiment import Adjustment, Covariate, ExperimentSpec, duration_ms
+from stream_xp.domain.experiment import Adjustment, Covariate, ExperimentSpec
+from stream_xp.domain.fields import duration_ms
 from stream_xp.errors import ConfigError
 from stream_xp.services import spec_file
 from stream_xp.services.spec_file import MAX_FILE_BYTES, SpecFault, SpecFaults, load_spec, parse_spec

@@ -16,8 +16,8 @@ from stream_xp.domain.experiment import (
     MetricKind,
     Role,
     WeightEpoch,
-    duration_ms,
 )
+from stream_xp.domain.fields import duration_ms
 from stream_xp.engine.design import NO_MARGIN, Plan, pair_sample, plans
 from stream_xp.errors import ConfigError
 from stream_xp.services.plan.baselines import Baseline, Known, complaint, lacking
