@@ -22,6 +22,7 @@ from stream_xp.domain.fields import (
     duration_ms,
 )
 from stream_xp.domain.rollout import Allocation, Conclusion, Monitors, Ramp
+from stream_xp.domain.rollout_rules import rollout_faults
 
 MAX_STEPS = 2**40
 """Largest bound / scale: one reward's quantised value, so that a unit's exact sum stays below 2**62."""
@@ -244,6 +245,16 @@ class Metric(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         return self.folds_by is Aggregation.FIRST
 
     @property
+    def averaged(self) -> bool:
+        """Whether arms are compared by the mean of one number per unit: of a conversion and a mean."""
+        return self.kind in (MetricKind.CONVERSION, MetricKind.MEAN)
+
+    @property
+    def zero_or_one(self) -> bool:
+        """Whether it is averaged and that number is 0 or 1."""
+        return self.averaged and self.folds_by is Aggregation.ANY
+
+    @property
     def step(self) -> float:
         """Value of one quantisation step, metric units."""
         return (self.scale or 1.0) if self.bounded else 1.0
@@ -339,6 +350,16 @@ class ExperimentSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         """Arm key to share of the traffic."""
         return {arm.key: arm.weight for arm in self.arms}
 
+    @property
+    def primaries(self) -> tuple[Metric, ...]:
+        """The metrics that ship."""
+        return self.with_role(Role.PRIMARY)
+
+    @property
+    def guardrails(self) -> tuple[Metric, ...]:
+        """The metrics that stop."""
+        return self.with_role(Role.GUARDRAIL)
+
     def with_role(self, role: Role) -> tuple[Metric, ...]:
         """The metrics of one role, in the order of the file."""
         return tuple(metric for metric in self.metrics if metric.role is role)
@@ -416,6 +437,7 @@ def rules(spec: ExperimentSpec) -> list[Fault]:
         *_covariate_faults(spec),
         *_budget_faults(spec),
         *_runtime_faults(spec),
+        *rollout_faults(spec),
     ]
 
 

@@ -35,6 +35,7 @@ from stream_xp.domain.experiment import (
     Threshold,
     rules,
 )
+from stream_xp.domain.rollout import Allocation
 from stream_xp.errors import ConfigError
 
 MAX_FILE_BYTES = 1_048_576
@@ -253,10 +254,15 @@ class _Walk:
         ]
 
     def _optional(self, node: yaml.Node, kind: inspect.UnionType, path: FieldPath) -> Any:
-        if node.tag == f"{_TAG}null":
-            return None
         inner = next(part for part in kind.types if not isinstance(part, inspect.NoneType))
-        return self.value(node, inner, path)
+        if node.tag != f"{_TAG}null":
+            return self.value(node, inner, path)
+        if node.value == "" and isinstance(inner, inspect.StructType):
+            # `ramp:` alone could mean the usual ramp or none, and with none everybody gets the treatment at once.
+            return self.fault(
+                node, path, "is empty: write its fields, {} for the defaults of all, or null for none"
+            )
+        return None
 
     def _struct(self, node: yaml.Node, kind: inspect.StructType, path: FieldPath) -> Any:
         if not isinstance(node, yaml.MappingNode):
@@ -513,6 +519,7 @@ def _spec(fields: Mapping[str, Any], arms: tuple[Arm, ...], metrics: tuple[Metri
     covariate = fields.get("covariate")
     if "covariate" in fields and not _readable(covariate):
         covariate = Covariate(scale=1.0, bound=1.0)
+    segments = fields.get("segments", {})
     return ExperimentSpec(
         experiment="-",
         owner="-",
@@ -524,13 +531,51 @@ def _spec(fields: Mapping[str, Any], arms: tuple[Arm, ...], metrics: tuple[Metri
         minimum_runtime=minimum if isinstance(minimum, str) else "0s",
         maximum_runtime=maximum if isinstance(maximum, str) else None,
         covariate=covariate,
+        segments=segments if _readable(segments) else {},
+        **{name: fields[name] for name in _sections(fields)},
     )
 
 
+def _sections(fields: Mapping[str, Any]) -> list[str]:
+    """The sections whose rules can be asked: they and what they speak of could be read.
+
+    A stand-in for a section is none at all: one that heals every rule with every other would be long.
+    """
+    metrics, arms = (_listed(fields.get(name)) for name in ("metrics", "arms"))
+    found = []
+    for name in _SECTIONS:
+        section = fields.get(name)
+        names_others = isinstance(section, Allocation)
+        named = metrics is not None and (
+            not names_others or (_keyed(metrics) and _keyed(arms) and _readable(fields.get("segments", {})))
+        )
+        if _readable(section) and section is not None and named:
+            found.append(name)
+    return found
+
+
+_SECTIONS = ("conclusion", "ramp", "allocation", "monitors")
+
+
+def _listed(value: Any) -> tuple[Any, ...] | None:
+    return value if isinstance(value, tuple) and not isinstance(value, _Partial) else None
+
+
+def _keyed(items: tuple[Any, ...] | None) -> bool:
+    """Whether every arm or metric of the list has a key that could be read."""
+    if items is None:
+        return False
+    fields = [
+        item.fields if isinstance(item, _Partial) else {"key": getattr(item, "key", None)} for item in items
+    ]
+    return all(isinstance(one.get("key"), str) for one in fields)
+
+
 def _alternatives(value: Any, variants: Any, fallback: tuple[Any, ...]) -> list[tuple[Any, ...]]:
-    if not isinstance(value, tuple) or isinstance(value, _Partial):
+    items = _listed(value)
+    if items is None:
         return [fallback]
-    columns = [_element_variants(item, index, variants) for index, item in enumerate(value)]
+    columns = [_element_variants(item, index, variants) for index, item in enumerate(items)]
     count = max(map(len, columns), default=1)
     return [tuple(column[n % len(column)] for column in columns) for n in range(count)]
 
