@@ -372,11 +372,12 @@ class ExperimentSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             hypothesis="-",
             arms=tuple(msgspec.structs.replace(arm, weight=0.0) for arm in self.arms),
         )
-        fields = msgspec.to_builtins(frozen)
+        # Names in an order of their own are put in order; fields keep that of the type.
+        fields = msgspec.to_builtins(frozen, order="deterministic")
         for name in _LATER_FIELDS:
             if fields[name] is None:
                 del fields[name]
-        spec = msgspec.json.encode(fields, order="deterministic")
+        spec = msgspec.json.encode(fields)
         return hashlib.sha256(b"methods %d\n%b" % (METHODS, spec)).hexdigest()
 
 
