@@ -21,6 +21,7 @@ from stream_xp.domain.dead_letter import DeadLetter
 from stream_xp.domain.decision import ConfigRecord, Result, Signal
 from stream_xp.domain.events import Exposure, Reward
 from stream_xp.domain.experiment import ExperimentRecord, ExperimentSpec
+from stream_xp.domain.operator import OrderSignal
 from stream_xp.domain.statistics import PartitionStatistics
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ RECORDS: Final[dict[str, type[msgspec.Struct]]] = {
     "statistics": PartitionStatistics,
     "result": Result,
     "signal": Signal,
+    "operator": OrderSignal,
     "config": ConfigRecord,
     "deadletter": DeadLetter,
 }

@@ -16,7 +16,7 @@ from stream_xp.adapters.kafka_admin import topics_dir
 from stream_xp.domain.codec import RawRecord, decode_exposure, decode_reward
 from stream_xp.domain.dead_letter import DeadLetter
 from stream_xp.domain.decision import Result
-from stream_xp.domain.experiment import ExperimentRecord
+from stream_xp.domain.experiment import ExperimentRecord, record_rules
 from stream_xp.domain.statistics import ExperimentStatistics, PartitionStatistics, merge
 from stream_xp.services import schemas
 from stream_xp.services.spec_file import load_spec
@@ -90,13 +90,28 @@ def test_each_sample_fits_its_schema(sample: str) -> None:
     validator(record_of(sample)).validate(json.loads((GOLDEN / sample).read_bytes()))
 
 
-@pytest.mark.parametrize(
-    "sample", [name for name in PLAIN if "unknown" not in name and "minimal" not in name]
-)
+NOT_WHOLE = ("unknown", "minimal", "older")
+
+
+@pytest.mark.parametrize("sample", [name for name in PLAIN if not any(word in name for word in NOT_WHOLE)])
 def test_each_sample_decodes_and_encodes_to_itself(sample: str) -> None:
     raw = (GOLDEN / sample).read_bytes()
     decoded = msgspec.json.decode(raw, type=schemas.RECORDS[record_of(sample)])
     assert json.loads(msgspec.json.encode(decoded)) == json.loads(raw)
+
+
+@pytest.mark.parametrize("sample", [name for name in SAMPLES if "older" in name])
+def test_what_an_older_release_wrote_is_read_as_if_it_had_the_defaults(sample: str) -> None:
+    kind = schemas.RECORDS[record_of(sample)]
+    raw, whole = ((GOLDEN / name).read_bytes() for name in (sample, sample.replace(".older", "")))
+    assert json.loads(raw) != json.loads(whole)
+    assert msgspec.json.decode(raw, type=kind) == msgspec.json.decode(whole, type=kind)
+
+
+@pytest.mark.parametrize("sample", [name for name in SAMPLES if record_of(name) == "experiment"])
+def test_the_sample_records_keep_the_rules(sample: str) -> None:
+    record = msgspec.json.decode((GOLDEN / sample).read_bytes(), type=ExperimentRecord)
+    assert record_rules(record, record.spec.experiment) == []
 
 
 @pytest.mark.parametrize("sample", EVENTS)
@@ -141,6 +156,11 @@ def test_the_sample_hashes_are_true() -> None:
         == record.spec.design_hash()
         == load_spec(EXAMPLES / "canary/spec.yaml").design_hash()
     )
+    for example in ("bandit", "ramp"):
+        spec = load_spec(EXAMPLES / example / "spec.yaml")
+        raw = (GOLDEN / f"experiment.{example}.v1.json").read_bytes()
+        moving = msgspec.json.decode(raw, type=ExperimentRecord)
+        assert (moving.spec, moving.design_hash) == (spec, spec.design_hash())
     for sample, example in (("events", "api-canary"), ("products", "recommendations")):
         raw = (GOLDEN / f"statistics.{sample}.v1.json").read_bytes()
         spec = load_spec(EXAMPLES / example / "spec.yaml")
@@ -188,4 +208,6 @@ def test_the_design_of_a_spec_without_the_later_fields_is_what_it_was(example: s
 
 
 def test_there_are_examples() -> None:
-    assert {"canary", "artwork"} <= {path.parent.name for path in EXAMPLES.glob("*/spec.yaml")}
+    assert {"canary", "artwork", "ramp", "bandit"} <= {
+        path.parent.name for path in EXAMPLES.glob("*/spec.yaml")
+    }
