@@ -2,6 +2,9 @@
 
 Within one version the design is frozen and only the weights and the prose may change; a new design is a new
 version, which starts again at weight epoch 0.
+
+A ramp and a policy move the coverage and the weights by epochs of their own. The file does not say where they are,
+so it takes nothing back: it adds an epoch only if its weights are not those that were applied before.
 """
 
 from __future__ import annotations
@@ -23,10 +26,12 @@ def next_record(
 ) -> ExperimentRecord:
     """Return the record that follows `current` when `spec` is applied; equal to it if nothing changes.
 
-    An archived record stays archived until the version rises.
+    An archived record stays archived until the version rises. New weights keep the coverage that a ramp has come to,
+    and hold in every context, until a policy moves them again.
 
     Raises:
-        ConfigError: the version went back, or the design changed without a new version.
+        ConfigError: the version went back, the design changed without a new version, or the weights changed of an
+            experiment that was concluded.
     """
     if current is not None and spec.experiment != current.spec.experiment:
         raise ConfigError(f"{spec.experiment} cannot follow the record of {current.spec.experiment}")
@@ -55,25 +60,33 @@ def archived_record(current: ExperimentRecord) -> ExperimentRecord:
 def next_config(current: ConfigRecord | None, record: ExperimentRecord) -> ConfigRecord:
     """Return the config record that follows `current` once `record` is published; `current` if it says so.
 
+    How a conclusion reads to applications only the worker that concluded says.
+
     Raises:
         ConfigError: the experiment was stopped or shipped, which new weights must not undo.
     """
     epoch = record.epochs[-1]
-    if current is None or record.spec.version > current.version:
+    newer = current is None or record.spec.version > current.version
+    if epoch.final and newer:
+        raise ConfigError(
+            f"{record.spec.experiment}: version {record.spec.version} was concluded by signal {epoch.signal_id}; "
+            f"raise `version` to {record.spec.version + 1} to start again"
+        )
+    if current is None or newer:
         return _running(record, config_version=1 if current is None else current.config_version + 1)
     if record.spec.version < current.version:
         raise ConfigError(
             f"{current.experiment}: applications already follow version {current.version}; "
             f"raise `version` to at least {current.version + 1}"
         )
-    if epoch.epoch <= current.weight_epoch:
+    if epoch.final or epoch.epoch <= current.weight_epoch:
         return current
     if current.status is not RolloutStatus.RUNNING:
         raise ConfigError(
             f"{current.experiment}: version {current.version} was {current.status} by signal "
             f"{current.signal_id}, and new weights would undo that; raise `version` to start again"
         )
-    return _running(record, config_version=current.config_version + 1)
+    return _running(record, config_version=current.config_version + 1, paused=current.paused)
 
 
 def changed_design(before: ExperimentSpec, after: ExperimentSpec) -> tuple[str, ...]:
@@ -84,7 +97,8 @@ def changed_design(before: ExperimentSpec, after: ExperimentSpec) -> tuple[str, 
 
 
 def _first_record(spec: ExperimentSpec, effective_ms: int) -> ExperimentRecord:
-    epoch = WeightEpoch(epoch=0, weights=spec.weights, effective_ms=effective_ms)
+    coverage = 1.0 if spec.ramp is None else spec.ramp.stages[0].coverage
+    epoch = WeightEpoch(epoch=0, weights=spec.weights, effective_ms=effective_ms, coverage=coverage)
     return ExperimentRecord(spec=spec, epochs=(epoch,), design_hash=spec.design_hash())
 
 
@@ -92,8 +106,13 @@ def _next_epochs(
     current: ExperimentRecord, spec: ExperimentSpec, effective_ms: int
 ) -> tuple[WeightEpoch, ...]:
     last = current.epochs[-1]
-    if spec.weights == last.weights:
+    if spec.weights == current.spec.weights:
         return current.epochs
+    if last.final:
+        raise ConfigError(
+            f"{spec.experiment}: version {spec.version} was concluded by signal {last.signal_id}, and new weights "
+            f"would undo that; raise `version` to {spec.version + 1} to start again, or reset it"
+        )
     if effective_ms < last.effective_ms:
         raise ConfigError(
             f"{spec.experiment}: new weights would take effect at {effective_ms} (epoch milliseconds), "
@@ -105,12 +124,14 @@ def _next_epochs(
             f"{spec.experiment}: version {spec.version} has {len(current.epochs)} weight epochs, and with its arms, "
             f"metrics and segments it can have {max(1, most)}; raise `version` to start again with these weights"
         )
-    epoch = WeightEpoch(epoch=last.epoch + 1, weights=spec.weights, effective_ms=effective_ms)
+    epoch = WeightEpoch(
+        epoch=last.epoch + 1, weights=spec.weights, effective_ms=effective_ms, coverage=last.coverage
+    )
     return (*current.epochs, epoch)
 
 
-def _running(record: ExperimentRecord, *, config_version: int) -> ConfigRecord:
-    epoch = record.epochs[-1]
+def _running(record: ExperimentRecord, *, config_version: int, paused: bool = False) -> ConfigRecord:
+    epoch, allocation = record.epochs[-1], record.spec.allocation
     return ConfigRecord(
         experiment=record.spec.experiment,
         version=record.spec.version,
@@ -119,6 +140,10 @@ def _running(record: ExperimentRecord, *, config_version: int) -> ConfigRecord:
         weight_epoch=epoch.epoch,
         effective_ms=epoch.effective_ms,
         config_version=config_version,
+        coverage=epoch.coverage,
+        contexts=epoch.contexts,
+        context=None if allocation is None else allocation.context,
+        paused=paused,
     )
 
 

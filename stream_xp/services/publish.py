@@ -160,9 +160,9 @@ def _changes(publication: Publication) -> list[str]:
     before, after = publication.before, publication.after
     config = publication.config_after
     if before is None:
-        changes = [f"new experiment, version {after.spec.version}"]
+        changes = [f"new experiment, version {after.spec.version}{_begun_with(after)}"]
     elif after.spec.version > before.spec.version:
-        changes = [f"new version {after.spec.version}, in place of {before.spec.version}"]
+        changes = [f"new version {after.spec.version}, in place of {before.spec.version}{_begun_with(after)}"]
     else:
         changes = _changes_of_version(before, after)
     if config is not None and config != publication.config_before:
@@ -170,12 +170,18 @@ def _changes(publication: Publication) -> list[str]:
     return changes
 
 
+def _begun_with(after: ExperimentRecord) -> str:
+    coverage = after.epochs[-1].coverage
+    return "" if coverage == 1.0 else f", for {coverage:.4g} of all units at first"
+
+
 def _changes_of_version(before: ExperimentRecord, after: ExperimentRecord) -> list[str]:
     changes = []
     if after.epochs != before.epochs:
         epoch = after.epochs[-1]
         weights = ", ".join(f"{arm} {weight:g}" for arm, weight in epoch.weights.items())
-        changes.append(f"weight epoch {epoch.epoch}: {weights}")
+        part = "" if epoch.coverage == 1.0 else f", for {epoch.coverage:.4g} of all units"
+        changes.append(f"weight epoch {epoch.epoch}: {weights}{part}")
     if after.spec != before.spec and after.epochs == before.epochs:
         changes.append("owner or hypothesis")
     if after.status is Status.ARCHIVED and before.status is not Status.ARCHIVED:

@@ -21,12 +21,15 @@ from stream_xp.domain.experiment import (
     MetricKind,
     Status,
     Threshold,
+    WeightEpoch,
     most_epochs,
     rules,
 )
 from stream_xp.domain.publication import archived_record, changed_design, next_config, next_record
+from stream_xp.domain.rollout import Allocation, Conclusion, Policy, Ramp, Stage
 from stream_xp.domain.statistics import build
 from stream_xp.errors import ConfigError
+from stream_xp.services.publish import Publication
 
 SPEC = msgspec.convert(
     {
@@ -167,6 +170,8 @@ DESIGNS = {
         msgspec.structs.replace(SPEC, metrics=(msgspec.structs.replace(METRIC, quantiles=(0.5,)),)),
         "metrics[0].quantiles",
     ),
+    "a ramp": (msgspec.structs.replace(SPEC, ramp=Ramp()), "ramp"),
+    "a conclusion": (msgspec.structs.replace(SPEC, conclusion=Conclusion()), "conclusion"),
     "no segment": (msgspec.structs.replace(SPEC, segments={}), "segments.device"),
     "two fields": (msgspec.structs.replace(SPEC, alpha=0.01, planned_sample=5_000), "planned_sample, alpha"),
 }
@@ -384,3 +389,116 @@ def test_a_spec_whose_first_epoch_fits_no_record_is_refused() -> None:
     (fault,) = rules(bandit(*[CONVERSION] * 20, arms=20, segments=segments))
     assert fault.path == ("metrics",)
     assert "the rows of one weight epoch may have 1000000 bytes" in fault.message
+
+
+RAMP = msgspec.structs.replace(
+    SPEC, ramp=Ramp(stages=(Stage(coverage=0.05), Stage(coverage=0.5), Stage(coverage=1.0)))
+)
+BANDIT = msgspec.structs.replace(
+    SPEC, allocation=Allocation(policy=Policy.CONTEXTUAL, metric="errors", context="device")
+)
+
+
+def moved(record: ExperimentRecord, **fields: object) -> ExperimentRecord:
+    """The record with one more epoch, as the decide stage adds it."""
+    last = record.epochs[-1]
+    epoch = msgspec.structs.replace(
+        last,
+        **{"epoch": last.epoch + 1, "effective_ms": last.effective_ms + 500, "signal_id": "s-9", **fields},
+    )
+    return msgspec.structs.replace(record, epochs=(*record.epochs, epoch))
+
+
+def concluded(record: ExperimentRecord) -> ExperimentRecord:
+    return moved(record, weights={"old": 1.0, "new": 0.0}, coverage=0.0, contexts={}, final=True)
+
+
+def test_a_ramp_begins_with_its_first_stage_and_without_one_all_take_part() -> None:
+    record = next_record(None, RAMP, effective_ms=1_000)
+    assert [epoch.coverage for epoch in record.epochs] == [0.05]
+    assert next_config(None, record).coverage == 0.05
+    assert (FIRST.epochs[0].coverage, next_config(None, FIRST).coverage) == (1.0, 1.0)
+    default = next_record(None, msgspec.structs.replace(SPEC, ramp=Ramp()), effective_ms=1_000)
+    assert default.epochs[0].coverage == 0.01
+
+
+def test_a_new_version_goes_back_to_the_first_stage() -> None:
+    record = moved(next_record(None, RAMP, effective_ms=1_000), coverage=1.0)
+    fresh = next_record(record, with_version(RAMP, 2), effective_ms=9_000)
+    assert [epoch.coverage for epoch in fresh.epochs] == [0.05]
+    assert next_config(next_config(None, record), fresh).coverage == 0.05
+
+
+@pytest.mark.parametrize("spec", [RAMP, BANDIT], ids=["ramp", "bandit"])
+def test_the_same_file_does_not_take_back_what_moved(spec: ExperimentSpec) -> None:
+    contexts = {"tv": {"old": 0.4, "new": 0.6}}
+    record = next_record(None, spec, effective_ms=1_000)
+    record = moved(record, weights={"old": 0.2, "new": 0.8}, coverage=0.5, contexts=contexts)
+    assert next_record(record, spec, effective_ms=9_000) == record
+    prose = msgspec.structs.replace(spec, owner="c")
+    assert next_record(record, prose, effective_ms=9_000).epochs == record.epochs
+    config = next_config(None, record)
+    assert next_config(config, next_record(record, spec, effective_ms=9_000)) == config
+
+
+def test_weights_that_a_policy_reached_and_a_person_writes_down_are_an_epoch() -> None:
+    record = moved(next_record(None, BANDIT, effective_ms=1_000), weights={"old": 0.5, "new": 0.5})
+    again = next_record(record, with_weights(BANDIT, 0.5, 0.5), effective_ms=9_000)
+    assert [epoch.epoch for epoch in again.epochs] == [0, 1, 2]
+    assert (again.epochs[2].weights, again.epochs[2].signal_id) == ({"old": 0.5, "new": 0.5}, None)
+
+
+def test_new_weights_of_the_file_win_over_those_of_the_policy_and_keep_the_coverage() -> None:
+    contexts = {"tv": {"old": 0.4, "new": 0.6}}
+    record = next_record(None, BANDIT, effective_ms=1_000)
+    record = moved(record, weights={"old": 0.2, "new": 0.8}, coverage=0.5, contexts=contexts)
+    paused = msgspec.structs.replace(next_config(None, record), paused=True)
+    assert (paused.contexts, paused.context, paused.coverage) == (contexts, "device", 0.5)
+    after = next_record(record, with_weights(BANDIT, 0.7, 0.3), effective_ms=9_000)
+    assert after.epochs[:2] == record.epochs
+    assert after.epochs[2] == WeightEpoch(
+        epoch=2, weights={"old": 0.7, "new": 0.3}, effective_ms=9_000, coverage=0.5
+    )
+    config = next_config(paused, after)
+    assert (config.weights, config.contexts, config.coverage) == ({"old": 0.7, "new": 0.3}, {}, 0.5)
+    assert (config.paused, config.config_version) == (True, 2)
+    assert not next_config(paused, next_record(after, with_version(BANDIT, 2), effective_ms=0)).paused
+
+
+def test_new_weights_do_not_undo_a_conclusion() -> None:
+    record = concluded(FIRST)
+    with pytest.raises(ConfigError, match=r"version 1 was concluded by signal s-9, .* raise `version` to 2"):
+        next_record(record, with_weights(SPEC, 0.5, 0.5), effective_ms=9_000)
+    assert next_record(record, SPEC, effective_ms=9_000) == record
+    assert archived_record(record).epochs == record.epochs
+    fresh = next_record(record, with_version(SPEC, 2), effective_ms=9_000)
+    assert [epoch.final for epoch in fresh.epochs] == [False]
+
+
+def test_a_conclusion_that_applications_do_not_know_of_yet_is_not_called_running() -> None:
+    record = concluded(FIRST)
+    assert next_config(RUNNING, record) == RUNNING
+    with pytest.raises(ConfigError, match=r"version 1 was concluded by signal s-9; raise `version` to 2"):
+        next_config(None, record)
+
+
+def test_after_a_reset_new_weights_are_taken_again() -> None:
+    record = moved(concluded(FIRST), weights=SPEC.weights, coverage=1.0, final=False)
+    after = next_record(record, with_weights(SPEC, 0.5, 0.5), effective_ms=9_000)
+    assert [epoch.final for epoch in after.epochs] == [False, True, False, False]
+    assert next_config(RUNNING, after).weight_epoch == 3
+
+
+def changes(before: ExperimentRecord | None, after: ExperimentRecord) -> tuple[str, ...]:
+    return Publication(before=before, after=after, config_before=None, config_after=None).changes()
+
+
+def test_what_changes_is_said_with_the_coverage() -> None:
+    record = next_record(None, RAMP, effective_ms=1_000)
+    assert changes(None, record) == ("new experiment, version 1, for 0.05 of all units at first",)
+    assert changes(None, FIRST) == ("new experiment, version 1",)
+    fresh = next_record(record, with_version(RAMP, 2), effective_ms=1_000)
+    assert changes(record, fresh) == ("new version 2, in place of 1, for 0.05 of all units at first",)
+    after = next_record(record, with_weights(RAMP, 0.5, 0.5), effective_ms=9_000)
+    assert changes(record, after) == ("weight epoch 1: old 0.5, new 0.5, for 0.05 of all units",)
+    assert changes(record, record) == ()
