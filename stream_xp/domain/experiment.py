@@ -743,9 +743,29 @@ def _epoch_faults(record: ExperimentRecord) -> list[str]:
     most = max(1, most_epochs(record.spec))
     if len(record.epochs) > most:
         found.append(f"{len(record.epochs)} weight epochs are more than the {most} {_EPOCHS_ADVICE}")
-    found += [
-        f"the weights of epoch {epoch.epoch} must name every arm and sum to 1"
-        for epoch in record.epochs
-        if set(epoch.weights) != arms or abs(math.fsum(epoch.weights.values()) - 1.0) > 1e-9
-    ]
+    for epoch in record.epochs:
+        found += _weight_faults(epoch, arms) + _context_faults(epoch, record.spec)
     return found
+
+
+def _weight_faults(epoch: WeightEpoch, arms: set[str]) -> list[str]:
+    tables = {f"epoch {epoch.epoch}": epoch.weights}
+    tables |= {f"epoch {epoch.epoch} in {value!r}": weights for value, weights in epoch.contexts.items()}
+    found = [
+        f"the weights of {where} must name every arm and sum to 1"
+        for where, weights in tables.items()
+        if set(weights) != arms or abs(math.fsum(weights.values()) - 1.0) > 1e-9
+    ]
+    if epoch.final and (epoch.contexts or max(epoch.weights.values(), default=0.0) != 1.0):
+        found.append(f"epoch {epoch.epoch} is final, so one arm must have weight 1, and no context others")
+    return found
+
+
+def _context_faults(epoch: WeightEpoch, spec: ExperimentSpec) -> list[str]:
+    context = None if spec.allocation is None else spec.allocation.context
+    values = {*spec.segments.get(context, ()), OTHER} if context is not None else set()
+    return [
+        f"epoch {epoch.epoch} has weights of {value!r}, which is no value of the context"
+        for value in epoch.contexts
+        if value not in values
+    ]

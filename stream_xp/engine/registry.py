@@ -196,8 +196,8 @@ class Registry:
     def add(self, entries: Iterable[Entry]) -> list[Refused]:
         """Take in entries, each once by offset; those that break a rule are handed back and change nothing.
 
-        A version is immutable but for its weights, versions only rise, and one that has ended does not come back:
-        the last good entry stays in force.
+        A version is immutable but for weight epochs that are added, versions only rise, and one that has ended does
+        not come back: the last good entry stays in force.
         """
         refused = []
         changed = set()
@@ -234,7 +234,7 @@ class Registry:
             return f"version {version} is older than {newest}"
         if entry.active and version == newest and not max(earlier, key=lambda e: e.offset).active:
             return f"version {version} has ended: to start again needs a new version"
-        return None
+        return _broken_epochs(entry.record, earlier)
 
     def _sharing(self, entry: Entry) -> Entry:
         """The entry, with the objects of its version's newest one where it says the same.
@@ -262,7 +262,9 @@ class Registry:
         """The newest record of a version, with all its weight epochs."""
         for entry in reversed(self._timelines.get(experiment, [])):
             if entry.record is not None and entry.record.spec.version == version:
-                return entry.record
+                epochs = self._by_version[experiment, version].epochs
+                whole = entry.record.epochs == epochs
+                return entry.record if whole else msgspec.structs.replace(entry.record, epochs=epochs)
         return None
 
     def in_force(self, experiment: str, log_ms: int) -> tuple[Slot, Interval] | int:
@@ -294,6 +296,8 @@ class Registry:
     def route_exposure(self, exposure: Exposure, log_ms: int) -> tuple[int, int, int, int]:
         """(slot, arm, epoch, segment code); slot is UNKNOWN or INACTIVE where no spec is in force.
 
+        It also is INACTIVE for an exposure of a final epoch: the experiment is over for it.
+
         Raises:
             RecordRejected: the arm or the weight epoch is not in the spec in force.
         """
@@ -306,7 +310,10 @@ class Registry:
             raise RecordRejected(
                 Reason.UNKNOWN_ARM, f"`arm` is not an arm of {slot.experiment} version {slot.version}"
             )
-        return slot.index, arm, _epoch(exposure, slot, interval), slot.segments.code(exposure.segments)
+        epoch = _epoch(exposure, slot, interval)
+        if epoch.final:
+            return INACTIVE, 0, 0, 0
+        return slot.index, arm, epoch.epoch, slot.segments.code(exposure.segments)
 
     def route_reward(self, reward: Reward, log_ms: int) -> int:
         """The event code, or NO_EVENT where nobody listens, or UNKNOWN - 10 / INACTIVE - 10 for its experiment.
@@ -369,15 +376,35 @@ def refuses(stream: Stream, value: float) -> bool:
     return value < stream.least or math.isinf(steps) or abs(round(steps)) > stream.source.max_steps
 
 
-def _epoch(exposure: Exposure, slot: Slot, interval: Interval) -> int:
-    known = [epoch.epoch for epoch in interval.epochs]
-    if exposure.weight_epoch is None:
+def _epoch(exposure: Exposure, slot: Slot, interval: Interval) -> WeightEpoch:
+    """The epoch that the exposure names, else the newest that had begun at its time; numbers are positions."""
+    epochs, named = interval.epochs, exposure.weight_epoch
+    if named is None:
         time_ms = epoch_ms(exposure.time)
-        begun = [epoch.epoch for epoch in interval.epochs if epoch.effective_ms <= time_ms]
-        return begun[-1] if begun else known[0]
-    if exposure.weight_epoch not in known:
+        begun = [epoch for epoch in epochs if epoch.effective_ms <= time_ms]
+        return begun[-1] if begun else epochs[0]
+    if not 0 <= named < len(epochs):
         raise RecordRejected(
             Reason.UNKNOWN_WEIGHT_EPOCH,
             f"`weight_epoch` is not an epoch of {slot.experiment} version {slot.version}",
         )
-    return exposure.weight_epoch
+    return epochs[named]
+
+
+def _broken_epochs(record: ExperimentRecord, earlier: Iterable[Entry]) -> str | None:
+    """The rule that the record's weight epochs break, given the entries before it.
+
+    Of two writers that add an epoch at once the first one on the topic wins. Archiving needs no epochs: who
+    archives may have read the record before the newest one.
+    """
+    version = record.spec.version
+    of_version = [e.record.epochs for e in earlier if e.record and e.record.spec.version == version]
+    known = max(of_version, key=len, default=())
+    given = record.epochs[: len(known)]
+    if given == known or (record.status is Status.ARCHIVED and given == known[: len(given)]):
+        return None
+    wrong = next(
+        (at for at, pair in enumerate(zip(known, given, strict=False)) if pair[0] != pair[1]), len(given)
+    )
+    what = "is missing" if wrong == len(given) else "is another than the one known"
+    return f"weight epochs of version {version} are only ever added: epoch {wrong} {what}"

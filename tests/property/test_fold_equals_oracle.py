@@ -98,11 +98,16 @@ KINDS = [
 ]
 
 
-def _record(spec, epochs=1, status=Status.ACTIVE):
+def _record(spec, epochs=1, status=Status.ACTIVE, *, final=(), shift_ms=0):
+    over = {"weights": {"a": 1.0, "b": 0.0, "c": 0.0}, "coverage": 0.0, "final": True, "signal_id": "s"}
     return ExperimentRecord(
         spec=spec,
         epochs=tuple(
-            WeightEpoch(epoch=e, weights=spec.weights, effective_ms=START_MS + 60 * e) for e in range(epochs)
+            WeightEpoch(
+                **{"epoch": e, "weights": spec.weights, "effective_ms": START_MS + 60 * e + shift_ms}
+                | (over if e in final else {})
+            )
+            for e in range(epochs)
         ),
         design_hash=spec.design_hash(),
         status=status,
@@ -131,6 +136,13 @@ HISTORIES = [
     ],
     [(900, "plain", _record(PLAIN_ONE)), (1060, "plain", _record(PLAIN_ONE, status=Status.ARCHIVED))],
     [],
+    [
+        (900, "plain", _record(PLAIN_ONE)),
+        (900, "one", _record(ONE, epochs=2)),
+        (1020, "plain", _record(PLAIN_ONE, epochs=3, final=[2])),
+        (1040, "one", _record(ONE, epochs=3, final=[1])),
+        (1060, "one", _record(ONE, epochs=4, final=[3])),
+    ],
 ]
 
 times = st.integers(min_value=0, max_value=160).map(lambda t: START_MS + t)
@@ -145,7 +157,7 @@ exposures = st.fixed_dictionaries(
         "arm": st.sampled_from(["a", "b", "b", "c", "zz"]),
     },
     optional={
-        "weight_epoch": st.integers(0, 2),
+        "weight_epoch": st.integers(0, 3),
         "segments": st.dictionaries(
             st.sampled_from(["device", "plan", "age"]),
             st.sampled_from(["ios", "web", "free", "x"]),
@@ -314,6 +326,9 @@ def dense_traffic(seed, *, history=None):
     drawn = rng.choice(HISTORIES[:2] * 2 + HISTORIES[2:6])
     history, span_ms = (drawn, span_ms) if history is None else (history, 400)
     crossing = rng.choice([0.05, 0.3, 1.0])
+    epochs = max(
+        [3, *(len(record.epochs) + 1 for _, _, record in history if record and len(record.epochs) > 3)]
+    )
     experiments = [experiment for _, experiment, _ in history] * 5 + ["nobody"]
     rewarded = ["click", "order", "order", "order", "wait", "wait", "visit", "nothing"]
 
@@ -331,7 +346,7 @@ def dense_traffic(seed, *, history=None):
         if rng.random() < crossing:
             made["arm"] = rng.choice(["a"] * 8 + ["b", "b", "c", "zz"])
         if rng.random() < 0.3:
-            made["weight_epoch"] = rng.randrange(3)
+            made["weight_epoch"] = rng.randrange(epochs)
         if rng.random() < 0.6:
             made["segments"] = {
                 rng.choice(["device", "plan", "age"]): rng.choice(["ios", "web", "free", "x"])
@@ -585,3 +600,56 @@ def test_rows_of_ended_versions_are_given_up_and_nothing_shows(batch):
         assert state.units == tallies["rows"].sum()
         released += int((tallies["units"] - tallies["rows"]).sum())
     assert released > 150
+
+
+# What moves: epochs that are added and that are not, an end, a way back from it, and ends while others go on.
+MOVING = [
+    [
+        (900, "plain", _record(PLAIN_ONE)),
+        (900, "kinds", _record(ALL_KINDS)),
+        (1030, "plain", _record(PLAIN_ONE, epochs=2)),
+        # Of another writer, that did not see the one before: refused.
+        (1035, "plain", _record(PLAIN_ONE, epochs=2, shift_ms=1)),
+        (1090, "plain", _record(PLAIN_ONE, epochs=3)),
+        (1095, "plain", _record(PLAIN_ONE, epochs=2)),
+        (1100, "kinds", _record(ALL_KINDS, epochs=3, final=[2])),
+        (1150, "plain", _record(PLAIN_ONE, epochs=4, final=[3])),
+        (1200, "kinds", _record(ALL_KINDS, epochs=4, final=[2])),
+        (1260, "kinds", _record(ALL_KINDS, epochs=5, final=[2, 4])),
+        (1300, "plain", _record(PLAIN_ONE, epochs=2, status=Status.ARCHIVED)),
+    ],
+    [
+        (900, "one", _record(ONE)),
+        (900, "once", _record(ONLY_ONCE, epochs=4)),
+        (1050, "one", _record(ONE, epochs=3, final=[2])),
+        (1060, "once", _record(ONLY_ONCE, epochs=5, final=[3])),
+        (1070, "once", _record(ONLY_ONCE, epochs=5, final=[4])),
+        (1180, "one", _record(ONE, epochs=4, final=[2])),
+        (1200, "one", _record(TWO, epochs=2, final=[1])),
+        (1250, "once", _record(ONLY_ONCE, epochs=1, status=Status.ARCHIVED)),
+    ],
+]
+
+
+@pytest.mark.parametrize("batch", range(6))
+def test_epochs_that_are_added_and_final_ones_equal_oracle(batch):
+    """Late records of old epochs, and early ones of the next, among them."""
+    found = Counter()
+    for seed in range(batch * 40, batch * 40 + 40):
+        traffic = dense_traffic(seed, history=MOVING[seed % len(MOVING)])
+        exposure_log, reward_log, history, schedule, clock_ms = traffic
+        state, letters = fold_all(exposure_log, reward_log, history, schedule, clock_ms=clock_ms)
+        oracle = oracle_of(exposure_log, reward_log, history, state)
+        assert_equal(state, oracle)
+        assert {(letter.topic, letter.offset): letter.reason for letter in letters} == oracle.dead_letters
+        other, _ = fold_all(exposure_log, reward_log, history, [], clock_ms=None)
+        if clock_ms is None:
+            assert_equal(other, oracle)
+        found["inactive"] += state.outcomes(EXPOSURES).inactive_experiment
+        for slot in state.registry.slots:
+            for row in state.statistics(slot).units:
+                found[slot.experiment, row.epoch] += row.units
+    assert found["inactive"] > 100, found
+    wanted = [("plain", 0), ("plain", 1), ("plain", 2), ("kinds", 3), ("one", 1), ("one", 3), ("once", 2)]
+    assert min(found[key] for key in wanted) > 5, found
+    assert not any(found[key] for key in [("plain", 3), ("kinds", 2), ("kinds", 4), ("one", 2)]), found

@@ -25,6 +25,7 @@ from stream_xp.domain.experiment import (
     Metric,
     MetricKind,
     Status,
+    WeightEpoch,
     record_rules,
 )
 from stream_xp.domain.statistics import ALL, ExperimentStatistics, MetricKey, Outcomes, build
@@ -275,6 +276,7 @@ class Timeline:
         changes: list[tuple[int, str, ExperimentRecord | None]] = []
         newest: dict[int, int] = {}
         self._over: set[str] = set()
+        self._epochs: dict[VersionKey, tuple[WeightEpoch, ...]] = {}
         self.designs: dict[VersionKey, ExperimentSpec] = {}
         for logged in experiments:
             log_ms = max(logged.timestamp_ms, newest.get(logged.partition, logged.timestamp_ms))
@@ -287,15 +289,17 @@ class Timeline:
                 self._over.discard(logged.experiment)
             changes.append((log_ms + activation_delay_ms, logged.experiment, logged.record))
             if logged.record is not None:
-                self.designs.setdefault((logged.experiment, logged.record.spec.version), logged.record.spec)
+                version = (logged.experiment, logged.record.spec.version)
+                self.designs.setdefault(version, logged.record.spec)
+                self._epochs[version] = max(self._epochs.get(version, ()), logged.record.epochs, key=len)
         self._changes = sorted(changes, key=lambda change: change[0])
         self._times = [change[0] for change in self._changes]
         self._eras: dict[int, _Era] = {}
 
     def _refuses(self, experiment: str, record: ExperimentRecord) -> bool:
-        """Whether a record breaks a rule, changes a known design, or goes back to an older or ended version."""
+        """Whether a record breaks a rule, changes what is known, or goes back to an older or ended version."""
         spec = record.spec
-        if record_rules(record, experiment):
+        if record_rules(record, experiment) or self._takes_epochs_back(experiment, record):
             return True
         known = {version: design for (key, version), design in self.designs.items() if key == experiment}
         if experiment in self._over and record.status is Status.ACTIVE and spec.version in known:
@@ -303,6 +307,13 @@ class Timeline:
         if spec.version in known:
             return known[spec.version].design_hash() != record.design_hash or spec.version < max(known)
         return spec.version < max(known, default=0)
+
+    def _takes_epochs_back(self, experiment: str, record: ExperimentRecord) -> bool:
+        """Whether a known weight epoch is another one here, or, unless the record archives, is missing."""
+        known = self._epochs.get((experiment, record.spec.version), ())
+        if record.status is Status.ACTIVE and len(record.epochs) < len(known):
+            return True
+        return any(before != now for before, now in zip(known, record.epochs, strict=False))
 
     def at(self, log_ms: int) -> _Era:
         """Return the specs in force for a record of this log time."""
@@ -432,6 +443,9 @@ def _examine_exposure(raw: RawRecord, timeline: Timeline, limits: Limits) -> Exp
         one.epoch for one in record.epochs
     }:
         raise RecordRejected(Reason.UNKNOWN_WEIGHT_EPOCH, "`weight_epoch` is not one of the experiment")
+    drawn_in = _epoch(exposure, epoch_ms(exposure.time), record)
+    if any(one.final for one in record.epochs if one.epoch == drawn_in):
+        return Fate.INACTIVE_EXPERIMENT
     return exposure
 
 
@@ -508,7 +522,7 @@ def _populations(seen: Screened[Exposure], timeline: Timeline) -> dict[VersionKe
         populations[version][unit] = Unit(
             t0_ms=first.event_ms,
             arm=first.event.arm,
-            epoch=_epoch(first, timeline.record(version[0], first.log_ms)),
+            epoch=_epoch(first.event, first.event_ms, timeline.record(version[0], first.log_ms)),
             segments=_segments(first.event, timeline.designs[version]),
             covariate=_covariate(first.event, timeline.designs[version].covariate),
             crossover=len(arms) > 1,
@@ -516,11 +530,11 @@ def _populations(seen: Screened[Exposure], timeline: Timeline) -> dict[VersionKe
     return populations
 
 
-def _epoch(first: Admitted[Exposure], record: ExperimentRecord) -> int:
+def _epoch(exposure: Exposure, time_ms: int, record: ExperimentRecord) -> int:
     """Return the weight epoch that the exposure names, else the newest one effective at its event time."""
-    if first.event.weight_epoch is not None:
-        return first.event.weight_epoch
-    effective = [one.epoch for one in record.epochs if one.effective_ms <= first.event_ms]
+    if exposure.weight_epoch is not None:
+        return exposure.weight_epoch
+    effective = [one.epoch for one in record.epochs if one.effective_ms <= time_ms]
     oldest = min((one.epoch for one in record.epochs), default=0)
     return max(effective, default=oldest)
 

@@ -174,6 +174,81 @@ def test_new_weights_are_an_epoch_of_the_same_slot() -> None:
     assert refused.value.reason is Reason.UNKNOWN_WEIGHT_EPOCH
 
 
+def with_epochs(offset: int, in_force_ms: int, *epochs: dict[str, Any], **fields: Any) -> Entry:
+    """An entry whose epochs begin at 0, 1000, 2000, …, but for what is given."""
+    one = entry(offset, in_force_ms, spec(), epochs=len(epochs), **fields)
+    assert one.record is not None
+    made = tuple(
+        msgspec.structs.replace(epoch, **given)
+        for epoch, given in zip(one.record.epochs, epochs, strict=True)
+    )
+    return msgspec.structs.replace(one, record=msgspec.structs.replace(one.record, epochs=made))
+
+
+FINAL = {"final": True, "weights": {"a": 1.0, "b": 0.0}, "coverage": 0.0, "signal_id": "s"}
+APART = {
+    "one is missing": (({}, {}), "epoch 2 is missing"),
+    "another time": (({}, {"effective_ms": 1_001}, {}), "epoch 1 is another than the one known"),
+    "another coverage": (({}, {}, {"coverage": 0.5}, {}), "epoch 2 is another than the one known"),
+    "another signal": (({"signal_id": "s"}, {}, {}, {}), "epoch 0 is another than the one known"),
+    "no longer final": (({}, {}, FINAL, {}), "epoch 2 is another than the one known"),
+}
+
+
+@pytest.mark.parametrize("case", APART)
+def test_epochs_are_only_ever_added(case: str) -> None:
+    epochs, rule = APART[case]
+    registry = Registry([with_epochs(0, 100, {}, {}, {})])
+    (refused,) = registry.add([with_epochs(1, 200, *epochs)])
+    assert refused.rule == f"weight epochs of version 1 are only ever added: {rule}"
+    assert [len(interval.epochs) for interval in registry.slots[0].intervals] == [3]
+    # The writer that came second derives again from what stands.
+    assert registry.add([with_epochs(2, 300, {}, {}, {}, {"coverage": 0.5})]) == []
+    assert registry.add([with_epochs(3, 400, {}, {}, {}, {"coverage": 0.5})]) == []
+    newest = registry.newest("exp", 1)
+    assert newest is not None
+    assert [epoch.coverage for epoch in newest.epochs] == [1.0, 1.0, 1.0, 0.5]
+
+
+def test_of_two_writers_at_once_the_first_on_the_topic_wins() -> None:
+    second = with_epochs(2, 150, {}, {"coverage": 0.25})
+    entries = [with_epochs(0, 100, {}), with_epochs(1, 150, {}, {"coverage": 0.5}), second]
+    registry = Registry()
+    assert [refused.entry for refused in registry.add(reversed(entries))] == [second]
+    assert registry.slots[0].epochs[1].coverage == 0.5
+
+
+def test_who_archives_need_not_know_the_newest_epoch() -> None:
+    registry = Registry([with_epochs(0, 100, {}, {}, {})])
+    ended = with_epochs(1, 200, {}, {}, status=Status.ARCHIVED)
+    assert registry.add([ended]) == []
+    assert version_at(registry, 200) == INACTIVE
+    newest = registry.newest("exp", 1)
+    assert newest is not None
+    assert (newest.status, len(newest.epochs)) == (Status.ARCHIVED, 3)
+    assert len(registry.slots[0].epochs) == 3
+    other = with_epochs(2, 300, {}, {"effective_ms": 7}, status=Status.ARCHIVED)
+    assert [refused.entry for refused in registry.add([other])] == [other]
+
+
+@pytest.mark.parametrize(
+    ("time_ms", "named", "epoch"),
+    [
+        *[(1_999, None, 1), (2_000, None, None), (2_999, None, None), (3_000, None, 3)],
+        *[(2_500, 1, 1), (500, 2, None), (5_000, 2, None), (500, 3, 3)],
+    ],
+)
+def test_an_exposure_of_a_final_epoch_is_inactive(time_ms: int, named: int | None, epoch: int | None) -> None:
+    registry = Registry([with_epochs(0, 100, {}, {}, FINAL, {})])
+    one = exposure(time=time_ms, weight_epoch=named)
+    assert registry.route_exposure(one, 200) == ((INACTIVE, 0, 0, 0) if epoch is None else (0, 0, epoch, 0))
+    # What is not of the experiment is refused first, and rewards go on.
+    with pytest.raises(RecordRejected) as refused:
+        registry.route_exposure(exposure(time=time_ms, weight_epoch=named, arm="zz"), 200)
+    assert refused.value.reason is Reason.UNKNOWN_ARM
+    assert registry.route_reward(reward(), 200) == registry.events["order"]
+
+
 def test_an_arm_must_be_one_of_the_spec_in_force() -> None:
     registry = Registry([entry(0, 100, spec())])
     assert registry.route_exposure(exposure(arm="b"), 100)[:2] == (0, 1)
