@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
-from typing import Any, NamedTuple, TypeVar, cast
+from itertools import chain, pairwise
+from typing import Any, NamedTuple, TypeAlias, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +15,16 @@ import xxhash
 from stream_xp.domain.codec import Headers, Limits, RawColumns, decode_exposures, decode_rewards
 from stream_xp.domain.dead_letter import DeadLetter, dead_letter
 from stream_xp.domain.events import Exposure, Reward, epoch_ms
-from stream_xp.engine.registry import DEAD, FOREVER, Interval, Registry, Slot, used_covariate
+from stream_xp.engine.registry import (
+    DEAD,
+    FOREVER,
+    INACTIVE,
+    Interval,
+    Registry,
+    Segments,
+    Slot,
+    used_covariate,
+)
 from stream_xp.errors import RecordRejected
 
 _Event = TypeVar("_Event", Exposure, Reward)
@@ -176,44 +186,88 @@ def _router(registry: Registry, kind: type[_Router]) -> _Router:
     return router
 
 
+_Codes: TypeAlias = tuple[int, int, int, int]
+
+
+class _Span(NamedTuple):
+    """What routes the exposures of one experiment in one interval.
+
+    Attributes:
+        codes: by number of the weight epoch, then by arm, for units without segments. Under None where the exposure
+            names no epoch and there is one only.
+        begins_ms: when each epoch begins, if no epoch begins before the one that it follows, else empty.
+        segments: None where none are registered.
+    """
+
+    from_ms: int
+    until_ms: int
+    codes: dict[int | None, dict[str, _Codes]]
+    begins_ms: list[int]
+    segments: Segments | None
+
+    def by_time(self, event: Exposure) -> _Codes | None:
+        """The codes of an exposure that names no epoch; None where this does not know."""
+        if not self.begins_ms:
+            return None
+        epoch = max(0, bisect.bisect_right(self.begins_ms, epoch_ms(event.time)) - 1)
+        return self.codes[epoch].get(event.arm)
+
+
+_NO_ARMS: dict[str, _Codes] = {}
+
+
 class _ExposureRouter:
-    """Routes exposures, remembering per experiment what never changes inside one plain interval."""
+    """Routes exposures, remembering per experiment what never changes inside one interval."""
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
-        self._plain: dict[str, tuple[int, int, dict[str, tuple[int, int, int, int]]]] = {}
+        self._spans: dict[str, _Span] = {}
 
-    def route(
-        self, event: Exposure | RecordRejected, log_ms: int
-    ) -> tuple[int, int, int, int] | RecordRejected:
+    def route(self, event: Exposure | RecordRejected, log_ms: int) -> _Codes | RecordRejected:
         if isinstance(event, RecordRejected):
             return event
-        plain = self._plain.get(event.experiment)
-        if plain is not None and plain[0] <= log_ms < plain[1] and not event.weight_epoch:
-            codes = plain[2].get(event.arm)
+        span = self._spans.get(event.experiment)
+        if span is not None and span[0] <= log_ms < span[1]:
+            # By position, the shortest way first: this runs once for every exposure.
+            codes = span[2].get(event.weight_epoch, _NO_ARMS).get(event.arm)
+            if codes is None and event.weight_epoch is None:
+                codes = span.by_time(event)
             if codes is not None:
-                return codes
+                segments = span[4]
+                if segments is None or codes[0] < 0:
+                    return codes
+                return codes[0], codes[1], codes[2], segments.code(event.segments)
         return self._route_slowly(event, log_ms)
 
-    def _route_slowly(self, event: Exposure, log_ms: int) -> tuple[int, int, int, int] | RecordRejected:
+    def _route_slowly(self, event: Exposure, log_ms: int) -> _Codes | RecordRejected:
         try:
             codes = self._registry.route_exposure(event, log_ms)
         except RecordRejected as rejection:
             return rejection
         found = self._registry.in_force(event.experiment, log_ms)
-        if not isinstance(found, int) and _is_plain(*found):
-            slot, interval = found
-            arms = {arm: (slot.index, code, 0, 0) for arm, code in slot.arms.items()}
-            self._plain[event.experiment] = (interval.from_ms, interval.until_ms, arms)
+        if not isinstance(found, int):
+            self._spans[event.experiment] = _span(*found)
         return codes
 
 
+def _span(slot: Slot, interval: Interval) -> _Span:
+    codes: dict[int | None, dict[str, _Codes]] = {
+        one.epoch: {
+            arm: (INACTIVE, 0, 0, 0) if one.final else (slot.index, code, one.epoch, 0)
+            for arm, code in slot.arms.items()
+        }
+        for one in interval.epochs
+    }
+    begins_ms = [one.effective_ms for one in interval.epochs]
+    if len(begins_ms) == 1:
+        codes[None], begins_ms = codes[0], []
+    if any(before > after for before, after in pairwise(begins_ms)):
+        begins_ms = []
+    segments = slot.segments if slot.segments.names else None
+    return _Span(interval.from_ms, interval.until_ms, codes, begins_ms, segments)
+
+
 _Router = TypeVar("_Router", "_ExposureRouter", "_RewardRouter")
-
-
-def _is_plain(slot: Slot, interval: Interval) -> bool:
-    """Whether arm alone decides where an exposure goes: one weight epoch, number 0, and no segments."""
-    return not slot.segments.names and [epoch.epoch for epoch in interval.epochs] == [0]
 
 
 class _RewardRouter:

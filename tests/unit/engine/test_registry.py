@@ -18,7 +18,7 @@ from stream_xp.domain.experiment import (
     WeightEpoch,
 )
 from stream_xp.engine.columns import Block, exposure_columns, reward_columns
-from stream_xp.engine.registry import FOREVER, INACTIVE, NO_EVENT, UNKNOWN, Entry, Registry
+from stream_xp.engine.registry import DEAD, FOREVER, INACTIVE, NO_EVENT, UNKNOWN, Entry, Registry
 from stream_xp.errors import Reason, RecordRejected
 
 
@@ -381,3 +381,64 @@ def test_segments_that_are_not_registered_are_other() -> None:
     }
     assert codes == set(range(6))
     assert slot.segments.code({}) == slot.segments.code({"device": "tv", "plan": "paid", "age": "9"})
+
+
+SPANS = {
+    "one epoch": [{}],
+    "several": [{}, {}, {}, {}],
+    "a final one": [{}, {}, FINAL],
+    "a way back": [{}, FINAL, {}],
+    "the first one final": [FINAL, {}],
+    "two at once": [{}, {"effective_ms": 2_000}, {}, {}],
+    "one that begins before the one it follows": [{}, {}, {"effective_ms": 9_500}, {"effective_ms": 1_450}],
+    "none at 0": [{"effective_ms": 1_200}, {"effective_ms": 1_400}],
+}
+
+
+@pytest.mark.parametrize(
+    "segments", [{}, {"device": ["tv", "web"], "plan": ["free"]}], ids=["plain", "segments"]
+)
+@pytest.mark.parametrize("case", SPANS)
+def test_a_block_is_routed_as_each_of_its_exposures_is(case: str, segments: dict[str, Any]) -> None:
+    """The router of a block remembers what the registry says; it must say the same of everything."""
+    design = spec(segments=segments)
+    epochs = SPANS[case]
+    first = with_epochs(0, 100, *epochs)
+    assert first.record is not None
+    record = msgspec.structs.replace(first.record, spec=design, design_hash=design.design_hash())
+    last = record.epochs[-1]
+    added = msgspec.structs.replace(
+        last, epoch=len(epochs), effective_ms=last.effective_ms + 700, final=False
+    )
+    longer = msgspec.structs.replace(record, epochs=(*record.epochs, added))
+    registry = Registry(
+        [
+            msgspec.structs.replace(first, record=record),
+            Entry(offset=1, experiment="exp", in_force_ms=50_000, record=longer),
+            Entry(offset=2, experiment="exp", in_force_ms=70_000, record=None),
+        ]
+    )
+    events = [
+        exposure(time=time_ms, arm=arm, weight_epoch=named, segments=of_unit)
+        for time_ms in (0, 999, 1_000, 1_199, 1_200, 1_450, 1_500, 2_000, 2_499, 2_500, 3_000, 9_000)
+        for arm in ("a", "b", "zz")
+        for named in (None, 0, 1, 3, 4, 9)
+        for of_unit in ({}, {"device": "web"}, {"device": "x", "plan": "free"})
+    ]
+    stamps = [at for at in (50, 100, 40_000, 60_000, 80_000) for _ in events]
+    values = [msgspec.json.encode(event) for event in events] * 5
+    keys = [b"u"] * len(values)
+    block = Block(
+        "exposures", 0, 0, len(values), range(len(values)), stamps, keys, values, [()] * len(values)
+    )
+    columns, letters = exposure_columns(block, registry, floor_ms=0, limits=Limits())
+    refused = {letter.offset: letter.reason for letter in letters}
+    for at, (event, log_ms) in enumerate(zip(events * 5, stamps, strict=True)):
+        found = tuple(int(getattr(columns, name)[at]) for name in ("slot", "arm", "epoch", "segment"))
+        if found[0] == DEAD:
+            with pytest.raises(RecordRejected) as rejection:
+                registry.route_exposure(event, log_ms)
+            assert refused.pop(at) is rejection.value.reason
+        else:
+            assert found == registry.route_exposure(event, log_ms)
+    assert refused == {}
