@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from stream_xp.engine.allocation.evidence import Conversions, Values
@@ -110,7 +110,7 @@ class OpenUnits:
 
 
 def mature_conversions(
-    mature: Conversions, open_units: Iterable[OpenUnits], curve: MaturityCurve
+    mature: Conversions, open_units: Sequence[OpenUnits], curve: MaturityCurve
 ) -> Conversions:
     """Pseudo-sums of an arm: mature units, and open ones for what they say by now.
 
@@ -122,6 +122,8 @@ def mature_conversions(
     Returns:
         Effective units, and conversions as their estimated final number.
     """
+    if not open_units:
+        return mature
     cells = [(mature.units, mature.conversions, 1.0, 1.0)]
     for bucket in open_units:
         if not isinstance(bucket.sums, Conversions):
@@ -154,7 +156,7 @@ def _likeliest(cells: Sequence[tuple[float, float, float, float]]) -> float:
     return high
 
 
-def mature_values(mature: Values, open_units: Iterable[OpenUnits], curve: MaturityCurve) -> Values:
+def mature_values(mature: Values, open_units: Sequence[OpenUnits], curve: MaturityCurve) -> Values:
     """Pseudo-sums of an arm's values: mature units, and open ones scaled to what they will bring.
 
     An open unit counts for its weight times G, and so does what it brought so far once that is divided by G, so that
@@ -165,6 +167,8 @@ def mature_values(mature: Values, open_units: Iterable[OpenUnits], curve: Maturi
         open_units: buckets of those whose window is not over, with their sums so far.
         curve: of this arm, of the sum.
     """
+    if not open_units:
+        return mature
     units, sums = [float(mature.units)], [float(mature.total)]
     for bucket in open_units:
         if not isinstance(bucket.sums, Values) or bucket.sums.step != mature.step:

@@ -93,13 +93,10 @@ def check_published(case):
     opened = [arm for arm in current if arm not in closed]
     step = 1 / constraints.grid
     assert set(got) == set(current)
-    assert math.fsum(got.values()) == pytest.approx(1.0, abs=1e-9)
+    assert abs(math.fsum(got.values()) - 1.0) <= 1e-9
     assert all(got[arm] == 0 for arm in closed)
     if got != current:
-        assert all(
-            weight * constraints.grid == pytest.approx(round(weight * constraints.grid))
-            for weight in got.values()
-        )
+        assert all(abs(w * constraints.grid - round(w * constraints.grid)) < 1e-6 for w in got.values())
     even = constraints.uniform_slice / len(opened)
     assert all(got[arm] >= constraints.floor - 1e-9 and got[arm] >= even - 1e-9 for arm in opened)
     # The cap counts from the nearest weights that hold the floors; from the ones in force if they do.
