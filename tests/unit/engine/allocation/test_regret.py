@@ -8,8 +8,17 @@ import numpy as np
 import pytest
 
 from stream_xp.engine.allocation import BurnIn, Constraints, Conversions, Evidence, Policy, allocate
+from stream_xp.stats import (
+    Moments,
+    Stratum,
+    Undetermined,
+    conversion_log_e,
+    mean_difference,
+    summarise,
+    tuned_rho2,
+)
 
-RUNS, BATCHES, BATCH = 40, 15, 400
+RUNS, BATCHES, BATCH = 24, 15, 400
 TRUTH = {"a": 0.05, "b": 0.07, "c": 0.10, "d": 0.05}
 CONSTRAINTS = Constraints(floor=0.025, maximum_change=0.2, burn_in=BurnIn(units=50, conversions=5))
 
@@ -82,3 +91,48 @@ def test_a_contextual_bandit_finds_another_best_arm_in_each_context():
     assert found >= 17
     error = math.hypot(np.std(lost), np.std(lost_without)) / math.sqrt(20)
     assert np.mean(lost_without) - np.mean(lost) > 3 * error
+
+
+def test_tests_inside_epochs_hold_their_level_while_weights_follow_the_outcomes():
+    """No effect, a rate that drifts from 10 to 50 %, Thompson weights: looked at after every batch at 5 %."""
+    runs, batches, batch, alpha = 120, 15, 200, 0.05
+    rho2 = tuned_rho2(batches * batch, alpha)
+    free = Constraints(floor=0.05, maximum_change=0.5, burn_in=BurnIn(units=50, conversions=5))
+    erred = {"exact": 0, "stratified": 0, "pooled": 0}
+    rng = np.random.default_rng(47)
+    for _ in range(runs):
+        weights, rows, log, ever = {"a": 0.5, "b": 0.5}, [], [], set()
+        for epoch in range(batches):
+            n = rng.multinomial(batch, list(weights.values()))
+            c = rng.binomial(n, 0.1 + 0.4 * epoch / batches)
+            log.append((n, c, tuple(weights.values())))
+            rows += [Evidence(arm, Conversions(int(n[i]), int(c[i])), epoch) for i, arm in enumerate("ab")]
+            ever |= rejections(log, rho2=rho2, alpha=alpha)
+            weights = allocate(Policy.THOMPSON, rows, weights, control="a", constraints=free).weights
+        for name in ever:
+            erred[name] += 1
+    limit = runs * alpha + 3 * math.sqrt(runs * alpha * (1 - alpha))
+    assert erred["exact"] <= limit
+    assert erred["stratified"] <= limit
+    # The same paths through pooled means: the simulation has teeth.
+    assert erred["pooled"] > 0.3 * runs
+
+
+def rejections(log, *, rho2, alpha):
+    """Which tests reject at this look."""
+    n, c, weights = (np.array(column) for column in zip(*log, strict=True))
+    strata = [Stratum(*(Moments(int(u), int(s), int(s)) for u, s in zip(*e[:2], strict=True))) for e in log]
+    found = set()
+    if conversion_log_e(n, c, weights=weights) >= -math.log(alpha):
+        found.add("exact")
+    means = summarise(strata, scale=1.0)
+    if not isinstance(means, Undetermined) and mean_difference(
+        means, alpha=alpha, rho2=rho2
+    ).log_e >= -math.log(alpha):
+        found.add("stratified")
+    units, hits = n.sum(axis=0), c.sum(axis=0)
+    rate = hits / units
+    z = (rate[1] - rate[0]) / math.sqrt((rate * (1 - rate) / units).sum())
+    if abs(z) > 1.96:
+        found.add("pooled")
+    return found
