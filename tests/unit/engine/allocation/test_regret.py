@@ -18,6 +18,7 @@ from stream_xp.stats import (
     tuned_rho2,
 )
 
+pytestmark = pytest.mark.slow
 RUNS, BATCHES, BATCH = 24, 15, 400
 TRUTH = {"a": 0.05, "b": 0.07, "c": 0.10, "d": 0.05}
 CONSTRAINTS = Constraints(floor=0.025, maximum_change=0.2, burn_in=BurnIn(units=50, conversions=5))
@@ -95,7 +96,7 @@ def test_a_contextual_bandit_finds_another_best_arm_in_each_context():
 
 def test_tests_inside_epochs_hold_their_level_while_weights_follow_the_outcomes():
     """No effect, a rate that drifts from 10 to 50 %, Thompson weights: looked at after every batch at 5 %."""
-    runs, batches, batch, alpha = 120, 15, 200, 0.05
+    runs, batches, batch, alpha = 60, 15, 200, 0.05
     rho2 = tuned_rho2(batches * batch, alpha)
     free = Constraints(floor=0.05, maximum_change=0.5, burn_in=BurnIn(units=50, conversions=5))
     erred = {"exact": 0, "stratified": 0, "pooled": 0}
