@@ -13,6 +13,7 @@ from stream_xp.engine.allocation.maturity import (
 )
 from stream_xp.engine.allocation.policies import Policy
 from stream_xp.engine.allocation.posterior import Prior, learned_prior, score_line, score_priors
+from stream_xp.engine.allocation.rows import evidence_of
 
 __all__ = [
     "MAX_ARMS",
@@ -30,6 +31,7 @@ __all__ = [
     "Values",
     "allocate",
     "default_floor",
+    "evidence_of",
     "learned_curve",
     "learned_prior",
     "mature_conversions",
