@@ -242,7 +242,7 @@ class Registry:
         Every record holds all weight epochs of its version: a thousand changes would be half a million of them.
         """
         record = entry.record
-        held = None if record is None else self.newest(entry.experiment, record.spec.version)
+        held = None if record is None else self._last(entry.experiment, record.spec.version)
         if record is None or held is None:
             return entry
         n = min(len(held.epochs), len(record.epochs))
@@ -260,11 +260,16 @@ class Registry:
 
     def newest(self, experiment: str, version: int) -> ExperimentRecord | None:
         """The newest record of a version, with all its weight epochs."""
+        record = self._last(experiment, version)
+        if record is None:
+            return None
+        epochs = self._by_version[experiment, version].epochs
+        return record if record.epochs == epochs else msgspec.structs.replace(record, epochs=epochs)
+
+    def _last(self, experiment: str, version: int) -> ExperimentRecord | None:
         for entry in reversed(self._timelines.get(experiment, [])):
             if entry.record is not None and entry.record.spec.version == version:
-                epochs = self._by_version[experiment, version].epochs
-                whole = entry.record.epochs == epochs
-                return entry.record if whole else msgspec.structs.replace(entry.record, epochs=epochs)
+                return entry.record
         return None
 
     def in_force(self, experiment: str, log_ms: int) -> tuple[Slot, Interval] | int:
