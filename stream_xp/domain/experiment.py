@@ -360,6 +360,16 @@ class ExperimentSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         """The metrics that stop."""
         return self.with_role(Role.GUARDRAIL)
 
+    @property
+    def context_segments(self) -> tuple[str, ...]:
+        """Of a contextual policy, the segments (``name=value``) of its context; they hold every unit once."""
+        name = None if self.allocation is None else self.allocation.context
+        return (
+            ()
+            if name is None
+            else tuple(f"{name}={value}" for value in (*self.segments.get(name, ()), OTHER))
+        )
+
     def with_role(self, role: Role) -> tuple[Metric, ...]:
         """The metrics of one role, in the order of the file."""
         return tuple(metric for metric in self.metrics if metric.role is role)
@@ -700,6 +710,10 @@ class WeightEpoch(msgspec.Struct, frozen=True, kw_only=True):
     contexts: dict[str, dict[str, Weight]] = {}
     final: bool = False
     signal_id: str | None = None
+
+    def weights_in(self, value: str) -> dict[str, float]:
+        """The weights of units with this value of the context segment."""
+        return self.contexts.get(value, self.weights)
 
 
 class Status(StrEnum):

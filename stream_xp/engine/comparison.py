@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
 import numpy as np
@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from stream_xp import stats
 from stream_xp.domain.decision import Evidence, Method, QuantileResult
-from stream_xp.domain.experiment import ExperimentRecord
+from stream_xp.domain.experiment import ExperimentRecord, WeightEpoch
 from stream_xp.domain.statistics import (
     ALL,
     ExperimentStatistics,
@@ -32,7 +32,10 @@ UNTESTABLE = "cannot be tested"
 
 
 class Stratum(msgspec.Struct, frozen=True, gc=False):
-    """One weight epoch of a comparison; a row is None where the arm has none yet.
+    """Units of a comparison that were drawn with the same weights; a row is None where the arm has none yet.
+
+    That is a weight epoch, or one value of the context in an epoch whose weights depend on it: to pool units of two
+    values would compare the values and not the arms.
 
     Attributes:
         epoch: its number.
@@ -40,6 +43,7 @@ class Stratum(msgspec.Struct, frozen=True, gc=False):
             does not know the epoch, or an arm had weight 0.
         control, arm: rows of the kind that the method reads (moments, events or a histogram).
         control_products, arm_products: beside moments, where the method reads products.
+        part: share of the epoch's level that a test of this stratum alone may spend; all of an epoch sum to 1.
     """
 
     epoch: int
@@ -48,6 +52,7 @@ class Stratum(msgspec.Struct, frozen=True, gc=False):
     arm: Any
     control_products: MetricProducts | None = None
     arm_products: MetricProducts | None = None
+    part: float = 1.0
 
 
 class Comparison(msgspec.Struct, frozen=True, gc=False):
@@ -112,6 +117,36 @@ def comparisons(record: ExperimentRecord, statistics: ExperimentStatistics) -> l
     ]
 
 
+class Cell(NamedTuple):
+    """Where the rows stand of units that were drawn with the same weights.
+
+    Attributes:
+        segment: ALL, or the value of the context that the weights of the epoch depend on.
+        weights: None where the record does not know the epoch.
+        part: as in `Stratum`.
+    """
+
+    epoch: int
+    segment: str
+    weights: Mapping[str, float] | None
+    part: float = 1.0
+
+
+def cells(record: ExperimentRecord) -> list[Cell]:
+    """The cells of all weight epochs of the record; together they hold every unit once."""
+    contexts = record.spec.context_segments
+    return [cell for epoch in record.epochs for cell in _cells_of(epoch, contexts)]
+
+
+def _cells_of(epoch: WeightEpoch, contexts: Sequence[str]) -> list[Cell]:
+    if not epoch.contexts:
+        return [Cell(epoch.epoch, ALL, epoch.weights)]
+    part = 1 / len(contexts)
+    return [
+        Cell(epoch.epoch, segment, epoch.weights_in(segment.partition("=")[2]), part) for segment in contexts
+    ]
+
+
 _Table: TypeAlias = dict[tuple[str, str, str, int], Any]
 """Rows of one kind by metric, segment, arm and epoch."""
 
@@ -120,33 +155,68 @@ class _Rows:
     """The rows of an experiment's statistics by what they are compared in."""
 
     def __init__(self, record: ExperimentRecord, statistics: ExperimentStatistics) -> None:
+        self._record = record
         self._control = record.spec.control.key
-        self._shares = {arm.key: _shares(record, self._control, arm.key) for arm in record.spec.treatments}
         moments, events, histograms = statistics.moments, statistics.events, statistics.histograms
         self._moments, self._products = _table(moments), _table(statistics.products)
         self._others = {Method.RATE_RATIO: _table(events), Method.QUANTILE: _table(histograms)}
-        self._epochs = sorted({row.epoch for rows in (moments, events, histograms) for row in rows})
+        epochs = {row.epoch for rows in (moments, events, histograms) for row in rows}
+        self._cells = self._cells_with_rows(sorted(epochs))
+        self._places: dict[str, _Places] = {}
 
     def comparisons(self, plan: Plan, segment: str) -> list[Comparison]:
-        """Of each treatment arm; its strata are the epochs in which it or the control has rows."""
+        """Of each treatment arm; its strata are the cells in which it or the control has rows."""
         key, get = plan.metric.key, self._others.get(plan.method, self._moments).get
-        control = [(at, get((key, segment, self._control, at))) for at in self._epochs]
+        places, by_arm = self._places.get(segment) or self._place(segment)
+        control = [get((key, where, self._control, at)) for at, where, _ in places]
         found = []
-        for arm, shares in self._shares.items():
+        for arm, shares in by_arm:
             strata = []
-            for at, row in control:
-                other = get((key, segment, arm, at))
-                if row is not None or other is not None:
-                    strata.append(Stratum(at, shares.get(at), row, other))
-            if plan.method in _READ_PRODUCTS:
-                strata = [self._with_products(stratum, key, segment, arm) for stratum in strata]
+            for (at, where, part), share, row in zip(places, shares, control, strict=True):
+                other = get((key, where, arm, at))
+                if row is None and other is None:
+                    continue
+                if plan.method in _READ_PRODUCTS:
+                    of = self._products.get
+                    pair = of((key, where, self._control, at)), of((key, where, arm, at))
+                    strata.append(Stratum(at, share, row, other, *pair, part))
+                elif part == 1.0:
+                    strata.append(Stratum(at, share, row, other))
+                else:
+                    strata.append(Stratum(at, share, row, other, None, None, part))
             found.append(Comparison(plan, arm, segment, tuple(strata)))
         return found
 
-    def _with_products(self, stratum: Stratum, key: str, segment: str, arm: str) -> Stratum:
-        at = stratum.epoch
-        control, treated = (self._products.get((key, segment, one, at)) for one in (self._control, arm))
-        return Stratum(at, stratum.share, stratum.control, stratum.arm, control, treated)
+    def _cells_with_rows(self, epochs: Sequence[int]) -> list[Cell]:
+        """Cells of the epochs that have rows; one that the record does not know may depend on a context."""
+        known = {epoch.epoch: epoch for epoch in self._record.epochs}
+        contexts = self._record.spec.context_segments
+        part = 1 / max(1, len(contexts))
+        found = []
+        for at in epochs:
+            if at in known:
+                found += _cells_of(known[at], contexts)
+            else:
+                found += [Cell(at, segment, None, part) for segment in contexts or (ALL,)]
+        return found
+
+    def _place(self, segment: str) -> _Places:
+        """Cells of a segment: those of all units, cut to it where the weights inside it are known to be the same."""
+        wanted = self._cells
+        if segment != ALL:
+            # In a segment of another dimension than the context units were drawn with weights of many values, and
+            # no row tells them apart: an epoch that depends on the context can say nothing about it.
+            wanted = [
+                Cell(cell.epoch, segment, cell.weights) for cell in wanted if cell.segment in (ALL, segment)
+            ]
+        arms = [arm.key for arm in self._record.spec.treatments]
+        shares = [(arm, [_share(cell, self._control, arm) for cell in wanted]) for arm in arms]
+        self._places[segment] = places = [(cell.epoch, cell.segment, cell.part) for cell in wanted], shares
+        return places
+
+
+_Places: TypeAlias = tuple[list[tuple[int, str, float]], list[tuple[str, list[float | None]]]]
+"""Epoch, segment and part of each cell; and for each treatment arm, its share in each of them."""
 
 
 _READ_PRODUCTS = (Method.CUPED, Method.ANCOVA, Method.RATIO)
@@ -156,14 +226,11 @@ def _table(rows: Sequence[Any]) -> _Table:
     return {(row.metric, row.segment, row.arm, row.epoch): row for row in rows}
 
 
-def _shares(record: ExperimentRecord, control: str, arm: str) -> dict[int, float]:
-    """Per weight epoch, the share of the arm among units of the pair; epochs in which one has weight 0 are out."""
-    shares = {}
-    for epoch in record.epochs:
-        of_control, of_arm = epoch.weights.get(control, 0.0), epoch.weights.get(arm, 0.0)
-        if of_control > 0 and of_arm > 0:
-            shares[epoch.epoch] = of_arm / (of_control + of_arm)
-    return shares
+def _share(cell: Cell, control: str, arm: str) -> float | None:
+    """The share of the arm among units of the pair; None where one has weight 0."""
+    weights = cell.weights or {}
+    of_control, of_arm = weights.get(control, 0.0), weights.get(arm, 0.0)
+    return of_arm / (of_control + of_arm) if of_control > 0 and of_arm > 0 else None
 
 
 def _units(row: MetricMoments | MetricEvents | MetricHistogram | None) -> int:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 import numpy as np
@@ -28,6 +28,7 @@ from stream_xp.engine.comparison import (
     Comparison,
     Finder,
     Finding,
+    cells,
     comparisons,
     found_all,
     grouped,
@@ -189,30 +190,38 @@ def proven(evidence: Evidence) -> bool:
 # --- units ---------------------------------------------------------------------------------------------
 
 
-def _unit_counts(statistics: ExperimentStatistics) -> dict[tuple[str, int], int]:
-    return {(row.arm, row.epoch): row.units for row in statistics.units if row.segment == ALL}
+_Counts: TypeAlias = dict[tuple[str, int, str], int]
+"""Units by arm, epoch and segment."""
+
+
+def _unit_counts(statistics: ExperimentStatistics) -> _Counts:
+    return {(row.arm, row.epoch, row.segment): row.units for row in statistics.units}
 
 
 def _arm_results(record: ExperimentRecord, statistics: ExperimentStatistics) -> tuple[ArmResult, ...]:
-    counts = _unit_counts(statistics)
-    totals = {
-        epoch.epoch: sum(n for (_, e), n in counts.items() if e == epoch.epoch) for epoch in record.epochs
-    }
+    units = {arm.key: 0 for arm in record.spec.arms}
+    totals: dict[tuple[int, str], int] = {}
+    for row in statistics.units:
+        totals[row.epoch, row.segment] = totals.get((row.epoch, row.segment), 0) + row.units
+        if row.segment == ALL and row.arm in units:
+            units[row.arm] += row.units
+    spread = [(totals.get((cell.epoch, cell.segment), 0), cell.weights or {}) for cell in cells(record)]
     return tuple(
         ArmResult(
-            arm=arm.key,
-            units=sum(n for (key, _), n in counts.items() if key == arm.key),
-            expected_units=math.fsum(totals[e.epoch] * e.weights.get(arm.key, 0.0) for e in record.epochs),
+            arm=arm,
+            units=of_arm,
+            expected_units=math.fsum(total * weights.get(arm, 0.0) for total, weights in spread),
         )
-        for arm in record.spec.arms
+        for arm, of_arm in units.items()
     )
 
 
 def _sample_ratios(looks: Sequence[Look]) -> list[SampleRatio | None]:
     """The tilt-mixture test over all weight epochs of each experiment; None while no unit was exposed.
 
-    An arm of weight 0 has no place in its epoch's multinomial: units there are a mismatch in themselves, with no
-    e-value, so that `log_e` can then lie below the threshold.
+    Where the weights of an epoch depend on a context, each of its values is as an epoch of its own. Coverage has no
+    part in it: who does not take part is not exposed. An arm of weight 0 has no place in its multinomial: units
+    there are a mismatch in themselves, with no e-value, so that `log_e` can then lie below the threshold.
     """
     tables = [_assigned(record, statistics) for record, statistics in looks]
     log_e = np.zeros(len(looks))
@@ -231,16 +240,17 @@ def _sample_ratios(looks: Sequence[Look]) -> list[SampleRatio | None]:
 def _assigned(
     record: ExperimentRecord, statistics: ExperimentStatistics
 ) -> tuple[list[list[int]], list[list[float]]]:
-    """Units per epoch and arm, without those in arms of weight 0, and the weights."""
+    """Units per cell and arm, without those in arms of weight 0, and the weights."""
     counts = _unit_counts(statistics)
     arms = [arm.key for arm in record.spec.arms]
-    weights = [[epoch.weights.get(arm, 0.0) for arm in arms] for epoch in record.epochs]
+    known = cells(record)
+    weights = [[(cell.weights or {}).get(arm, 0.0) for arm in arms] for cell in known]
     rows = [
         [
-            counts.get((arm, epoch.epoch), 0) if weight > 0 else 0
+            counts.get((arm, cell.epoch, cell.segment), 0) if weight > 0 else 0
             for arm, weight in zip(arms, row, strict=True)
         ]
-        for epoch, row in zip(record.epochs, weights, strict=True)
+        for cell, row in zip(known, weights, strict=True)
     ]
     return rows, weights
 
@@ -259,11 +269,12 @@ def _sample_ratio(look: Look, log_e: float, *, exposed: bool) -> SampleRatio | N
     )
 
 
-def _stray_units(record: ExperimentRecord, counts: dict[tuple[str, int], int]) -> bool:
+def _stray_units(record: ExperimentRecord, counts: _Counts) -> bool:
     """Whether an arm of weight 0 got units: an arm at 0 can get none by chance."""
     return any(
-        counts.get((arm.key, epoch.epoch), 0) > 0 and epoch.weights.get(arm.key, 0.0) == 0.0
-        for epoch in record.epochs
+        counts.get((arm.key, cell.epoch, cell.segment), 0) > 0
+        and (cell.weights or {}).get(arm.key, 0.0) == 0.0
+        for cell in cells(record)
         for arm in record.spec.arms
     )
 

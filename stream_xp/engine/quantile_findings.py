@@ -86,7 +86,7 @@ def _finding(comparison: Comparison) -> Finding:
 
 def _pair(stratum: Stratum, plan: Plan) -> _Pair:
     control, arm = (_sample([row], plan) for row in (stratum.control, stratum.arm))
-    return _Pair(control, arm, epoch_share(stratum.epoch))
+    return _Pair(control, arm, epoch_share(stratum.epoch) * stratum.part)
 
 
 def _sample(rows: Sequence[MetricHistogram], plan: Plan) -> stats.Sample:
