@@ -16,10 +16,11 @@ from stream_xp.adapters.kafka_admin import topics_dir
 from stream_xp.domain.codec import RawRecord, decode_exposure, decode_reward
 from stream_xp.domain.dead_letter import DeadLetter
 from stream_xp.domain.decision import Result
-from stream_xp.domain.experiment import ExperimentRecord, record_rules
+from stream_xp.domain.experiment import ExperimentRecord, ExperimentSpec, record_rules
+from stream_xp.domain.rollout import Allocation, BurnIn, Conclusion, Monitors, Ramp, Stage
 from stream_xp.domain.statistics import ExperimentStatistics, PartitionStatistics, merge
 from stream_xp.services import schemas
-from stream_xp.services.spec_file import load_spec
+from stream_xp.services.spec_file import load_spec, parse_spec
 
 SCHEMAS = topics_dir() / "schemas"
 GOLDEN = topics_dir() / "golden"
@@ -205,6 +206,28 @@ OLD_HASHES = {
 @pytest.mark.parametrize("example", OLD_HASHES)
 def test_the_design_of_a_spec_without_the_later_fields_is_what_it_was(example: str) -> None:
     assert load_spec(EXAMPLES / example / "spec.yaml").design_hash() == OLD_HASHES[example]
+
+
+def test_the_files_in_the_documentation_are_valid() -> None:
+    """The first block is a file; those after it are what may be added to it."""
+    text = (EXAMPLES.parent / "docs" / "experiment-file.md").read_text()
+    whole, *added = [block.partition("```")[0] for block in text.split("```yaml\n")[1:]]
+    assert len(added) == 2
+    for sections in ("", *added):
+        parse_spec((whole + sections).encode(), "experiment-file.md")
+
+
+@pytest.mark.parametrize(
+    "section",
+    [ExperimentSpec, Conclusion, Ramp, Stage, Allocation, BurnIn, Monitors],
+    ids=lambda one: one.__name__,
+)
+def test_the_documentation_names_every_field(section: type[msgspec.Struct]) -> None:
+    text = (EXAMPLES.parent / "docs" / "experiment-file.md").read_text()
+    prefix = {Stage: "stages[].", BurnIn: "burn_in."}.get(section, "")
+    nested = {"burn_in"}
+    fields = [name for name in section.__struct_fields__ if name not in nested]
+    assert [name for name in fields if f"| `{prefix}{name}` |" not in text] == []
 
 
 def test_there_are_examples() -> None:
