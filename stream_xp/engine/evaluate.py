@@ -224,22 +224,47 @@ def _sample_ratios(looks: Sequence[Look]) -> list[SampleRatio | None]:
     there are a mismatch in themselves, with no e-value, so that `log_e` can then lie below the threshold.
     """
     tables = [_assigned(record, statistics) for record, statistics in looks]
-    log_e = np.zeros(len(looks))
-    shapes: dict[tuple[int, int], list[int]] = {}
-    for at, (rows, _) in enumerate(tables):
-        shapes.setdefault((len(rows), len(rows[0])), []).append(at)
+    log_e = np.full(len(looks), -np.inf)
+    shapes: dict[tuple[int, int], list[tuple[int, float, _Table]]] = {}
+    for at, (look, table) in enumerate(zip(looks, tables, strict=True)):
+        for log_share, part in _parts(look[0], table):
+            shapes.setdefault((len(part[0]), len(part[0][0])), []).append((at, log_share, part))
     for members in shapes.values():
-        counts = np.array([tables[at][0] for at in members], np.int64)
-        log_e[members] = stats.sample_ratio_log_e(counts, np.array([tables[at][1] for at in members]))
+        counts = np.array([rows for _, _, (rows, _) in members], np.int64)
+        found = stats.sample_ratio_log_e(counts, np.array([weights for _, _, (_, weights) in members]))
+        for (at, log_share, _), one in zip(members, found, strict=True):
+            log_e[at] = np.logaddexp(log_e[at], log_share + one)
     return [
         _sample_ratio(look, float(one), exposed=any(map(any, rows)))
         for look, one, (rows, _) in zip(looks, log_e, tables, strict=True)
     ]
 
 
-def _assigned(
-    record: ExperimentRecord, statistics: ExperimentStatistics
-) -> tuple[list[list[int]], list[list[float]]]:
+_Table: TypeAlias = tuple[list[list[int]], list[list[float]]]
+"""Units, and weights, by cell and arm."""
+
+
+def _parts(record: ExperimentRecord, table: _Table) -> list[tuple[float, _Table]]:
+    """The tables that are tested, each with the logarithm of its share of the mixture.
+
+    All cells together find an arm that gets too few everywhere. Who draws every unit with the same weights where they
+    depend on a context errs one way here and the other there; so half of the mixture looks at each value by itself,
+    from the first look of a contextual policy on.
+    """
+    values = record.spec.context_segments
+    if not values:
+        return [(0.0, table)]
+    known = cells(record)
+    nothing: _Table = ([[0] * len(table[0][0])], [table[1][0]])
+    parts = [(math.log(0.5), table)]
+    for value in values:
+        mine = [at for at, cell in enumerate(known) if cell.segment == value]
+        part = ([table[0][at] for at in mine], [table[1][at] for at in mine]) if mine else nothing
+        parts.append((math.log(0.5 / len(values)), part))
+    return parts
+
+
+def _assigned(record: ExperimentRecord, statistics: ExperimentStatistics) -> _Table:
     """Units per cell and arm, without those in arms of weight 0, and the weights."""
     counts = _unit_counts(statistics)
     arms = [arm.key for arm in record.spec.arms]

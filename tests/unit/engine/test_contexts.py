@@ -130,7 +130,6 @@ def test_a_value_of_the_context_is_as_an_epoch_of_its_own() -> None:
     found = in_context(design)
     apart = evaluate(record(design, *THREE_EPOCHS), rows_of(design, IN_THREE_EPOCHS))
     assert found.metrics == apart.metrics
-    assert found.sample_ratio == apart.sample_ratio
     assert found.arms == apart.arms
     assert found.invalid == apart.invalid == ()
     assert all(result.effect is not None for result in found.metrics)
@@ -173,6 +172,32 @@ def test_a_mismatch_inside_contexts_is_found_where_all_together_they_are_half_an
         found = evaluate(record(design, epoch), rows_of(design, IN_ONE_EPOCH))
         assert found.sample_ratio is not None
         assert found.sample_ratio.mismatch == mismatch
+
+
+def test_the_sample_ratio_is_half_that_of_all_cells_and_half_that_of_each_value() -> None:
+    design = spec(METRICS[0])
+    weights = {"tv": TV, "web": WEB, "other": HALVES}
+    counts = [[COUNTS[value][arm][0] for arm in ARMS] for value in VALUES]
+    shares = [[weights[value][arm] for arm in ARMS] for value in VALUES]
+    each = [float(stats.sample_ratio_log_e([n], [w])) for n, w in zip(counts, shares, strict=True)]
+    whole = float(stats.sample_ratio_log_e(counts, shares))
+    found = in_context(design).sample_ratio
+    assert found is not None
+    assert math.exp(found.log_e) == pytest.approx(0.5 * math.exp(whole) + sum(map(math.exp, each)) / 6)
+    # Before any epoch depends on the context each value has the e-value 1: the mixture is the same from the start.
+    plain = evaluate(record(design, {}), rows_of(design, IN_ONE_EPOCH)).sample_ratio
+    pooled = stats.sample_ratio_log_e([[2_340, 2_270]], [[0.5, 0.5]])
+    assert plain is not None
+    assert math.exp(plain.log_e) == pytest.approx(0.5 * math.exp(float(pooled)) + 0.5)
+
+
+def test_who_draws_with_the_same_weights_in_every_context_is_found() -> None:
+    """Too many in one arm here, too few there: all together they are as many as they should be."""
+    design = spec(METRICS[0])
+    swapped = {"contexts": {"tv": WEB, "web": TV}}
+    found = evaluate(record(design, swapped), rows_of(design, IN_ONE_EPOCH))
+    assert found.sample_ratio is not None
+    assert found.sample_ratio.mismatch
 
 
 def test_an_arm_of_weight_0_in_one_context_may_have_units_in_the_others() -> None:
