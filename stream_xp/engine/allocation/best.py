@@ -32,6 +32,9 @@ MAX_ARMS = 64
 """More arms than this take seconds at large counts."""
 
 _CUT = 1e-11
+_LOG_CUT = -28.0
+_FIRST_STEP = 7.5
+_DOUBLINGS = 100
 _TOLERANCE = 1e-11
 _ENOUGH = 1e-9
 _MOST_PANELS = 4096
@@ -143,16 +146,31 @@ class _LogOdds:
         self.width: FloatArray = np.sqrt(1.0 / a + 1.0 / b)
 
     def bounds(self) -> tuple[FloatArray, FloatArray]:
-        a, b = self._a[:, 0], self._b[:, 0]
-        return _lower_log_odds(a, b), -_lower_log_odds(b, a)
+        return self._out_to(-1.0), self._out_to(1.0)
+
+    def _out_to(self, side: float) -> FloatArray:
+        # The density is log-concave here, so what is beyond a point weighs about as little as the density there.
+        # Inverses of the incomplete beta function fail at some large counts.
+        step = _FIRST_STEP * self.width
+        for _ in range(_DOUBLINGS):
+            near = self._log_height((self.centre + side * step)[:, np.newaxis])[:, 0] > _LOG_CUT
+            if not near.any():
+                break
+            step = np.where(near, 2.0 * step, step)
+        return np.asarray(self.centre + side * step)
+
+    def _log_height(self, y: FloatArray) -> FloatArray:
+        """Log of the density over that at the centre."""
+        a, b = self._a, self._b
+        rise = special.log_expit(y) + np.log1p(b / a)
+        fall = special.log_expit(-y) + np.log1p(a / b)
+        return np.asarray(a * _log_minus_linear(rise) + b * _log_minus_linear(fall))
 
     def log_density(self, y: FloatArray) -> FloatArray:
         a, b = self._a, self._b
         norm = 0.5 * (np.log(a) - np.log1p(a / b)) - _HALF_LOG_2PI
         norm += _stirling_error(a + b) - _stirling_error(a) - _stirling_error(b)
-        rise = special.log_expit(y) + np.log1p(b / a)
-        fall = special.log_expit(-y) + np.log1p(a / b)
-        return np.asarray(norm + a * _log_minus_linear(rise) + b * _log_minus_linear(fall))
+        return np.asarray(norm + self._log_height(y))
 
     def below(self, y: FloatArray) -> FloatArray:
         a, b, at = np.broadcast_arrays(self._a, self._b, y)
@@ -199,14 +217,6 @@ class _Means:
         with np.errstate(over="ignore"):
             z = (y - self.centre[:, np.newaxis]) / self.width[:, np.newaxis]
         return np.asarray(np.clip(z, -1e100, 1e100))
-
-
-def _lower_log_odds(a: FloatArray, b: FloatArray) -> FloatArray:
-    """The log odds below which a Beta distribution has mass `_CUT`."""
-    with np.errstate(divide="ignore"):
-        found = np.log(special.betaincinv(a, b, _CUT)) - np.log(special.betainccinv(b, a, _CUT))
-        tail = (math.log(_CUT) + np.log(a) + special.betaln(a, b)) / a
-    return np.asarray(np.where(found > _FAR, found, tail))
 
 
 def _log_minus_linear(u: FloatArray) -> FloatArray:
