@@ -103,8 +103,7 @@ def allocate(
             what kind the metric is, which priors need before the first unit.
         current: weights in force of every arm, a distribution.
         control: the arm that is never closed.
-        constraints: what every published distribution keeps.
-        direction: the good direction of the metric.
+        constraints, direction: what every published distribution keeps; the good direction of the metric.
         priors: of arms of which something is known; Beta(1, 1) for rates and flat for means otherwise.
         closed: arms that their guardrail closed.
         current_by_context: weights in force per context; `current` for those not named.
