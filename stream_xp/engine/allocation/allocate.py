@@ -99,11 +99,11 @@ def allocate(
 
     Args:
         policy: how weights follow evidence.
-        evidence: sums per arm, weight epoch and context, of one metric; integers stay exact. A row of 0 units says of
-            what kind the metric is, which priors need before the first unit.
+        evidence: sums per arm, weight epoch and context, of one metric. Rows of 0 units tell its kind before the first.
         current: weights in force of every arm, a distribution.
         control: the arm that is never closed.
-        constraints, direction: what every published distribution keeps; the good direction of the metric.
+        constraints: what every published distribution keeps.
+        direction: the good direction of the metric.
         priors: of arms of which something is known; Beta(1, 1) for rates and flat for means otherwise.
         closed: arms that their guardrail closed.
         current_by_context: weights in force per context; `current` for those not named.
