@@ -315,7 +315,9 @@ class Ingest:
         for name, why in reader.damaged.items():
             log.error("snapshot passed over", partition=partition, snapshot=name, error=why)
         starts = await self._log_starts(partition)
-        state = await self._newest_state(partition, reader.whole()) or self._empty_state(partition)
+        state = await self._newest_state(partition, _continued(reader, starts))
+        if state is None:
+            state = self._empty_state(partition)
         self._require_beginning(state, reader, starts)
         task = PartitionTask(state, starts=starts, left=reader.keys)
         task.snapshot_at, task.snapshot_watermark_ms = task.position(), state.watermark_ms
@@ -504,6 +506,24 @@ async def _batches(
             yield batch
     else:
         yield await reading
+
+
+def _continued(reader: SnapshotReader, starts: dict[str, int]) -> list[WholeSnapshot]:
+    """The whole snapshots, those after which the log goes on before those of which something that follows is deleted.
+
+    Of two owners that did not know of each other each may have counted more of one topic, and have let that be
+    committed and so deleted: then the snapshot that covers most may be the one that nobody can go on from.
+    """
+
+    def is_cut_off(snapshot: WholeSnapshot) -> bool:
+        made = {EXPOSURES: snapshot.manifest.exposures, REWARDS: snapshot.manifest.rewards}
+        for topic, start in starts.items():
+            following = made[topic].next_offset
+            if start > (reader.began.get(topic, start) if following is None else following):
+                return True
+        return False
+
+    return sorted(reader.whole(), key=is_cut_off)
 
 
 def _is_before(block: Block, moment_ns: int) -> bool:

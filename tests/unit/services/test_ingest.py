@@ -707,6 +707,63 @@ def test_a_damaged_manifest_beside_one_without_a_topic_is_an_error_where_that_to
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("counted", [0, 2], ids=["nothing of a topic", "less of a topic"])
+def test_of_two_owners_snapshots_the_one_is_taken_after_which_the_log_goes_on(log: Log, counted: int) -> None:
+    async def scenario() -> None:
+        early, late = Parts(log), Parts(log)
+        for owner in (early, late):
+            await owner.ingest.on_block(exposures(0, counted))
+        # Neither knows of the other: one covers more of the exposures, the other one more altogether.
+        await early.ingest.on_block(exposures(counted, 4))
+        await late.ingest.on_block(exposures(0, 9, topic="xp.rewards"))
+        await early.ingest.close()
+        await late.ingest.close()
+        third = Parts(log)
+        await third.ingest.load([0])
+        assert third.ingest._tasks[0].position() == (counted, 9)
+        # What the first one let be committed is deleted.
+        log.starts["xp.exposures"] = counted + 4
+        fourth = Parts(log)
+        await fourth.ingest.load([0])
+        assert fourth.ingest._tasks[0].position() == (counted + 4, 0)
+        # Now neither of them can go on: the one that covers more is what the error speaks of.
+        log.starts["xp.rewards"] = 1
+        with pytest.raises(StateError, match=r"xp\.exposures 0: .*the log starts at 4|starts at 6, but 2 is"):
+            await Parts(log).ingest.on_block(exposures(counted + 4, 1))
+
+    asyncio.run(scenario())
+
+
+def test_a_snapshot_brings_the_specs_that_its_loader_has_not_read_yet(log: Log) -> None:
+    async def scenario() -> None:
+        first = Parts(log)
+        newer = msgspec.structs.replace(SPEC, version=2)
+        first.specs.registry.add(
+            [
+                Entry(
+                    offset=1,
+                    experiment="exp",
+                    in_force_ms=T + 2,
+                    record=ExperimentRecord(
+                        spec=newer,
+                        epochs=(WeightEpoch(epoch=0, weights=newer.weights, effective_ms=0),),
+                        design_hash=newer.design_hash(),
+                    ),
+                )
+            ]
+        )
+        await first.ingest.on_block(exposures(0, 6))
+        await first.ingest.close()
+        log.starts["xp.exposures"] = 6
+        second = Parts(log)
+        await second.ingest.load([0])
+        assert [slot.version for slot in second.specs.registry.slots] == [1, 2]
+        counted = [second.state().statistics(slot).units for slot in second.specs.registry.slots]
+        assert [sum(row.units for row in rows) for rows in counted] == [2, 4]
+
+    asyncio.run(scenario())
+
+
 def test_offsets_of_a_snapshot_that_was_not_committed_are_committed_by_whoever_loads_it(log: Log) -> None:
     async def scenario() -> None:
         first = Parts(log)
