@@ -572,6 +572,7 @@ def installed() -> Iterator[None]:
         (worker_module, "time", SimpleNamespace(monotonic=lambda: asyncio.get_running_loop().time())),
         (experiments_module, "time", SimpleNamespace(monotonic_ns=_tick)),
         (ingest_module, "time", SimpleNamespace(monotonic_ns=_tick)),
+        (ingest_module, "_elapsed_s", lambda: asyncio.get_running_loop().time()),
         (secrets, "randbits", lambda bits: next(OWNER.get().world.ids)),
         (secrets, "token_hex", lambda size: OWNER.get().world.name_task(OWNER.get(), size)),
     ]
