@@ -14,9 +14,10 @@ BENCH_ARGS ?=
 CALIBRATE_ARGS ?=
 CHAOS_ARGS ?=
 FUZZ_ARGS ?=
+SIMULATE_ARGS ?= --schedules 20000
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-pure test-broker lint format bench calibrate chaos chaos-short fuzz audit lock clean
+.PHONY: help setup demo test test-pure test-broker lint format bench calibrate chaos chaos-short fuzz simulate audit lock clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -74,6 +75,9 @@ chaos-short: $(STAMP) ## The faults that stand for the others; under five minute
 
 fuzz: $(STAMP) ## Put a million mutated records through every decoder (FUZZ_ARGS="--seed 2")
 	$(BIN)/python -m tests.fuzz --records 1000000 $(FUZZ_ARGS)
+
+simulate: $(STAMP) ## Run seeded schedules of a whole cluster (SIMULATE_ARGS=...)
+	$(BIN)/python -m tests.simulation.cluster $(SIMULATE_ARGS)
 
 audit: ## Compare the locked packages with the known vulnerabilities (needs the advisory service of the index)
 	$(PYTHON) .ci/audit
