@@ -15,6 +15,7 @@ from unittest import mock
 from stream_xp.adapters.kafka_log import LogWriter
 from stream_xp.domain.decision import Decision
 from stream_xp.domain.statistics import Progress
+from stream_xp.engine import snapshot_log
 from stream_xp.engine.columns import Block
 from stream_xp.engine.state import EXPOSURES, PartitionState
 from stream_xp.services import decide as decide_module
@@ -25,6 +26,7 @@ Patch = contextlib.AbstractContextManager[Any]
 
 _on_block = Ingest.on_block
 _durable = LogWriter.durable
+_take = snapshot_log.SnapshotReader.take
 _apply_exposures = PartitionState.apply_exposures
 
 
@@ -178,6 +180,24 @@ def _own_signal() -> Patch:
     return mock.patch.object(decide_module.Decide, "_own", own)
 
 
+def _damage_is_not_noticed() -> Patch:
+    """Whatever lies under the key of a page is taken for the page."""
+    manifests: Callable[..., Any] = snapshot_log.Manifest.page_keys
+
+    def page_keys(self: snapshot_log.Manifest) -> Iterator[tuple[str, bytes, int]]:
+        return ((part, key, 0) for part, key, _ in manifests(self))
+
+    def take(self: snapshot_log.SnapshotReader, key: bytes | None, value: bytes | None) -> None:
+        _take(self, key, value)
+        for pages in self._pages.values():
+            pages |= {name: (0, held) for name, (_, held) in pages.items()}
+
+    stack = contextlib.ExitStack()
+    stack.enter_context(mock.patch.object(snapshot_log.Manifest, "page_keys", page_keys))
+    stack.enter_context(mock.patch.object(snapshot_log.SnapshotReader, "take", take))
+    return stack
+
+
 MUTANTS: dict[str, Callable[[], Patch]] = {
     "commit before snapshot": _commit_before_snapshot,
     "apply after a hole": _apply_after_a_hole,
@@ -195,6 +215,7 @@ MUTANTS: dict[str, Callable[[], Patch]] = {
     "begin anew": _begin_anew,
     "any beginning": _any_beginning,
     "own signal": _own_signal,
+    "damage is not noticed": _damage_is_not_noticed,
 }
 
 

@@ -105,6 +105,7 @@ class Schedule:
         counts["events"] = sum(len(log.history(name)) for name in SOURCES)
         counts["effect boundaries"] = self.world.gates
         counts["decisions"], counts["decisions that came late"] = len(watch.signals), len(watch.late_signals)
+        counts["partitions counted again from damage on"] = len(watch.replayed)
         counts["commits"], counts["statistics"] = len(watch.commits), len(watch.published)
         return counts
 

@@ -27,7 +27,7 @@ from stream_xp.services.oracle.recompute import (
 )
 from tests.simulation.cluster.shortcuts import decode_record
 from tests.simulation.cluster.traffic import ACTIVATION_MS, LATENESS_MS
-from tests.simulation.cluster.watch import BrokenError
+from tests.simulation.cluster.watch import BrokenError, has_lost_the_newest, load_now
 
 _OLD_RECORDS = 6
 """Of the statistics that were replaced since, so many are checked too."""
@@ -183,18 +183,34 @@ class Verdict:
     # --- restart ------------------------------------------------------------------------------------------------
 
     def check_restart(self) -> None:
-        """I13: whoever loads what is durable now has what was published last, and the same each time."""
+        """I13: whoever loads what is durable now has what was published last, and the same each time.
+
+        Where damage took the newest snapshot it costs a replay and no truth: what is loaded is an earlier prefix of
+        the log, and what comes of the rest is all there is.
+        """
+        watch = self._world.watch
         for partition in range(self._world.settings.partitions):
-            found = self._world.watch.loaded(partition)
+            found = watch.loaded(partition)
             for (experiment, version), record in found.statistics.items():
                 last = self.newest.get((experiment, version, partition))
-                if last is not None:
-                    _require(
-                        record == last,
-                        "I13",
-                        f"{experiment} {version} in {partition}: loaded {record}, published {last}",
-                    )
-        self._world.watch.check()
+                if last is None or record == last:
+                    continue
+                where = f"{experiment} {version} in {partition}: loaded {record}, published {last}"
+                _require(has_lost_the_newest(self._world, partition), "I13", where)
+                _require(not record.newer_than(last), "I13", f"damage, and yet more is known: {where}")
+                self.check_record(record)
+                watch.replayed.add(partition)
+        for partition in sorted(watch.replayed):
+            self._check_replay(partition)
+        watch.check()
+
+    def _check_replay(self, partition: int) -> None:
+        """I2, I13: a worker that goes on from an older snapshot counts everything, as it was counted before."""
+        for record in load_now(self._world, partition, replays=True).statistics.values():
+            for name, progress in ((EXPOSURES, record.exposures), (REWARDS, record.rewards)):
+                end = len(self._raw[name, partition])
+                _require((progress.next_offset or 0) == end, "I13", f"{name} replayed to {progress} of {end}")
+            self.check_record(record)
 
     # --- dead letters -------------------------------------------------------------------------------------------
 

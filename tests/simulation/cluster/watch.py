@@ -15,6 +15,7 @@ from stream_xp.adapters.kafka_log import LogWriter
 from stream_xp.domain.decision import Action, ConfigRecord, Result, Signal
 from stream_xp.domain.statistics import PartitionStatistics
 from stream_xp.engine.columns import Block
+from stream_xp.engine.snapshot_log import SnapshotReader
 from stream_xp.errors import StateError
 from stream_xp.services.experiments import Experiments
 from stream_xp.services.ingest import Ingest
@@ -25,6 +26,7 @@ from tests.simulation.cluster.node import NodeClock
 
 SOURCES = ("xp.exposures", "xp.rewards")
 _FAR = 10**9
+_COLUMNS = ("offset", "timestamp_ms", "key", "value")
 
 
 class BrokenError(AssertionError):
@@ -48,6 +50,7 @@ class Watch:
         vanished: those of which a snapshot was taken away without a trace.
         shortened: those of which records were deleted; `cut`: above what is durable.
         forked: those with a snapshot of a former owner that the owner need not know of.
+        replayed: those that a worker who loads them at the end counts again from damage on.
         late_signals: (experiment, version) with a signal of a former owner that the owner need not know of.
         published, results, signals, configs: decoded as they came, with who wrote them.
     """
@@ -63,6 +66,7 @@ class Watch:
         self.shortened: set[int] = set()
         self.cut: set[int] = set()
         self.forked: set[int] = set()
+        self.replayed: set[int] = set()
         self.late_signals: set[tuple[str, int]] = set()
         self._began: dict[tuple[str, int], int] = {}
         self.probe_share = 0.1
@@ -250,15 +254,26 @@ class _Prober:
         pass
 
 
-def load_now(world: Any, partition: int) -> Loaded:
-    """Load a partition as a new worker would, from what is on the log now.
+def has_lost_the_newest(world: Any, partition: int) -> bool:
+    """Whether the newest snapshot on the log would be another one if nothing of them had been damaged."""
+    held = world.log.topics["xp.state"][partition]
+    damaged, intact = SnapshotReader(partition), SnapshotReader(partition)
+    for record in held.live:
+        damaged.take(record.key, record.value)
+        intact.take(record.key, held.history[record.offset].value)
+    newest = [[one.manifest.snapshot_id for one in reader.whole()[:1]] for reader in (damaged, intact)]
+    return newest[0] != newest[1]
+
+
+def load_now(world: Any, partition: int, *, replays: bool = False) -> Loaded:
+    """Load a partition as a new worker would, from what is on the log now; `replays`: and then read it to its end.
 
     Where it would go on it says when it is given a block from far away; so nothing here knows the snapshot's format.
     """
     prober = _Prober(world)
     loop = VirtualLoop()
     loop.now_ms = world.loop.now_ms
-    task = loop.start(_probe(prober, partition), prober)
+    task = loop.start(_probe(prober, partition, replays=replays), prober)
     loop.settle()
     task.result()
     written = [write.value or b"" for write in prober.written if write.topic == "xp.stats"]
@@ -266,7 +281,7 @@ def load_now(world: Any, partition: int) -> Loaded:
     return Loaded(prober.following, {(record.experiment, record.version): record for record in records})
 
 
-async def _probe(prober: _Prober, partition: int) -> None:
+async def _probe(prober: _Prober, partition: int, *, replays: bool) -> None:
     settings = prober.world.settings
     writer, experiments = LogWriter(settings), Experiments(settings)
     await writer.start()
@@ -280,9 +295,19 @@ async def _probe(prober: _Prober, partition: int) -> None:
         stats_partitions=len(prober.world.log.topics["xp.stats"]),
     )
     await ingest.load([partition])
+    for topic in SOURCES * replays:
+        await ingest.on_block(_everything(prober.world, topic, partition))
     for topic in SOURCES:
         await ingest.on_block(Block(topic, partition, _FAR, _FAR + 1, [], [], [], [], []))
     await ingest.flush()
+
+
+def _everything(world: Any, topic: str, partition: int) -> Block:
+    """All that the log has of a partition, as fetched before the specs were read."""
+    held = world.log.topics[topic][partition]
+    offsets, stamps, keys, values = ([getattr(one, name) for one in held.live] for name in _COLUMNS)
+    headers = [()] * len(offsets)
+    return Block(topic, partition, held.start, held.end, offsets, stamps, keys, values, headers, fetched_ns=0)
 
 
 def _decoded(value: bytes, kind: type[Any]) -> Any:
