@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from broker.worker_process import ends, statistics, wait_for
+from chaos.audit import against_commits
 
 if TYPE_CHECKING:
     from chaos.harness import Rig
@@ -32,7 +33,11 @@ def test_acknowledging_before_the_snapshot_is_found(rig: Rig) -> None:
     with traffic.flowing():
         with rig.worker(faults=("--acknowledge-first",)) as worker:
             worker.wait_started()
-            time.sleep(5)
+            wait_for(
+                lambda: any(against_commits(rig.settings)),
+                "it has acknowledged what no snapshot covers",
+                deadline_s=120,
+            )
             worker.kill()
             rig.faulted()
         with rig.worker(faults=("--acknowledge-first",)) as worker:
