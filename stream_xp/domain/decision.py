@@ -115,6 +115,7 @@ class MetricResult(msgspec.Struct, frozen=True, gc=False):
         distribution: of a latency, the test that both arms have one distribution; its estimate and bounds are
             those of the largest difference of the two distribution functions.
         note: why it is undetermined, if it is.
+        standard_error: of the effect, for the rules of a conclusion that are not always valid; None for all others.
     """
 
     metric: str
@@ -133,6 +134,7 @@ class MetricResult(msgspec.Struct, frozen=True, gc=False):
     quantiles: tuple[QuantileResult, ...] = ()
     distribution: Evidence | None = None
     note: str | None = None
+    standard_error: float | None = None
 
 
 class SegmentResult(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -193,6 +195,42 @@ class PartitionOffsets(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=
     behind_watermark: dict[str, tuple[int, ...]] = {}
 
 
+class LookTaken(msgspec.Struct, frozen=True, kw_only=True):
+    """One of the looks that a group sequential rule declared, and what it found.
+
+    Attributes:
+        look: share of the planned sample at which it was due.
+        information: share of the planned sample at which it was taken.
+        better, worse: (metric, arm) of every primary that was beyond the critical value, at this look or before.
+    """
+
+    look: float
+    information: float
+    better: tuple[tuple[str, str], ...] = ()
+    worse: tuple[tuple[str, str], ...] = ()
+
+
+class RolloutState(msgspec.Struct, frozen=True, kw_only=True):
+    """Where an experiment stands between its first unit and its end.
+
+    Attributes:
+        stage: of its ramp, from 0; None without a ramp, or where its coverage is that of no stage.
+        coverage, weights: of its newest weight epoch.
+        paused: a person holds it.
+        proposed: id of the signal that waits for a person.
+        epochs_left: how many more weight epochs this version can have.
+        waits: why the ramp and the weights stay as they are, in a sentence each.
+    """
+
+    stage: int | None
+    coverage: float
+    weights: dict[str, float]
+    paused: bool
+    proposed: str | None
+    epochs_left: int
+    waits: tuple[str, ...] = ()
+
+
 class Result(msgspec.Struct, frozen=True, kw_only=True):
     """A record of ``xp.results``: the newest evidence of an experiment.
 
@@ -205,6 +243,9 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
         evaluated_ms: wall clock of the worker; telemetry, no result depends on it.
         weight_epochs: how many weight epochs the spec had by then; None in results of workers that did not say so.
         spread_ms: distance of the source partitions' watermarks over which nothing ships; None likewise.
+        rollout: where it stands; None likewise.
+        guarantee: what the rule that ships it promises; None for a spec without a conclusion.
+        looks: of a group sequential rule, the looks that it has taken.
     """
 
     experiment: str
@@ -227,6 +268,9 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     evaluated_ms: int
     weight_epochs: int | None = None
     spread_ms: int | None = None
+    rollout: RolloutState | None = None
+    guarantee: str | None = None
+    looks: tuple[LookTaken, ...] = ()
     schema: int = 1
 
 
@@ -235,11 +279,13 @@ class SignalData(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         proposed: it waits for a person to approve it.
+        since: id of the newest reset that whoever decided knew of; a decision of before a reset does not count.
     """
 
     decision: Decision
     result: Result
     proposed: bool = False
+    since: str | None = None
 
 
 class Signal(msgspec.Struct, frozen=True, kw_only=True):
