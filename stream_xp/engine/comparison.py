@@ -96,6 +96,7 @@ class Finding(msgspec.Struct, frozen=True, gc=False):
     quantiles: tuple[QuantileResult, ...] = ()
     distribution: Evidence | None = None
     note: str | None = None
+    standard_error: float | None = None
 
 
 def nothing_found(comparison: Comparison, note: str) -> Finding:

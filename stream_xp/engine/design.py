@@ -21,6 +21,7 @@ from stream_xp.domain.experiment import (
     MetricKind,
     Role,
 )
+from stream_xp.domain.rollout import ShipRule
 
 
 class Test(NamedTuple):
@@ -69,6 +70,7 @@ class Plan(NamedTuple):
         step: value of one quantisation step of the metric.
         covariate_step: value of one quantisation step of the covariate.
         fault: why the spec is beyond what the methods take, if it is; nothing is tested then.
+        standard_error: whether the rule that ships reads it.
     """
 
     metric: Metric
@@ -84,6 +86,7 @@ class Plan(NamedTuple):
     step: float = 1.0
     covariate_step: float = 1.0
     fault: str | None = None
+    standard_error: bool = False
 
 
 def method_of(metric: Metric) -> Method:
@@ -155,6 +158,7 @@ def _plan(spec: ExperimentSpec, metric: Metric) -> Plan:
         pair_sample=pair_sample(spec),
         step=metric.step,
         covariate_step=1.0 if spec.covariate is None else spec.covariate.scale,
+        standard_error=metric.role is Role.PRIMARY and _reads_standard_error(spec),
     )
     if metric.role is not Role.GUARDRAIL:
         return plan
@@ -167,6 +171,10 @@ def _plan(spec: ExperimentSpec, metric: Metric) -> Plan:
         harm_margin=NO_MARGIN if metric.critical else margin,
         harm_above=metric.direction is Direction.DECREASE,
     )
+
+
+def _reads_standard_error(spec: ExperimentSpec) -> bool:
+    return spec.conclusion is not None and spec.conclusion.rule is not ShipRule.ALWAYS_VALID
 
 
 def _two_sided(spec: ExperimentSpec, alpha: float) -> Test:

@@ -48,8 +48,18 @@ def mean_findings(batch: Sequence[Comparison]) -> list[Finding]:
         repeat(()),
         repeat(None),
         [_NOTES[code] for code in means.reason.tolist()],
+        _errors(batch, means),
     )
     return list(map(Finding, *columns))
+
+
+def _errors(batch: Sequence[Comparison], means: MeansArrays) -> list[float | None]:
+    """Standard errors of the effects, where the rule of the spec asks for them and there are any."""
+    asked = [comparison.plan.standard_error for comparison in batch]
+    if not any(asked):
+        return [None] * len(batch)
+    errors = _difference(means)[1].tolist()
+    return [error if mine and error > 0 else None for mine, error in zip(asked, errors, strict=True)]
 
 
 _NOTES = (None, *arrays.REASONS[1:])

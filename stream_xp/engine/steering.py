@@ -1,0 +1,406 @@
+"""What moves an experiment: from evidence and standing to a decision, the weight epoch and the config that follow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol
+
+import msgspec
+
+from stream_xp.domain.decision import (
+    Action,
+    ConfigRecord,
+    Decision,
+    LookTaken,
+    RolloutState,
+    RolloutStatus,
+)
+from stream_xp.domain.experiment import ExperimentRecord, ExperimentSpec, WeightEpoch
+from stream_xp.domain.fields import duration_ms
+from stream_xp.domain.operator import OperatorAction
+from stream_xp.domain.rollout import Allocation, Mode, Policy
+from stream_xp.domain.statistics import ExperimentStatistics
+from stream_xp.engine.conclusion import futility, invalid, ship
+from stream_xp.engine.evaluate import Evaluation
+from stream_xp.engine.policy import hold, stop
+from stream_xp.engine.ramp import Step, ramp_step
+from stream_xp.engine.standing import Demand, Standing
+
+MAX_EPOCHS = 1000
+"""Weight epochs of one version. Statistics are kept by epoch, and a record must fit its topic."""
+RESERVED_EPOCHS = 10
+"""Of them, those that only a conclusion or a person's order may take."""
+
+
+class Seen(NamedTuple):
+    """What is known of an experiment at one look, in the time of its data.
+
+    Attributes:
+        watermark_ms: the least of its source partitions; None before each has one.
+        runtime_ms: that watermark minus the first exposure.
+        looks: of a group sequential rule, those taken, this one included.
+    """
+
+    statistics: ExperimentStatistics
+    watermark_ms: int | None
+    runtime_ms: int
+    looks: tuple[LookTaken, ...] = ()
+
+
+class Wanted(NamedTuple):
+    """What a policy of weights answers.
+
+    Attributes:
+        weights: arm key to share; None where they stay.
+        contexts: as in `WeightEpoch`.
+        reason: why, in a sentence.
+    """
+
+    weights: dict[str, float] | None
+    contexts: dict[str, dict[str, float]]
+    reason: str
+
+
+class Allocator(Protocol):
+    """The door to the policies of weights: a pure function of its arguments."""
+
+    def __call__(
+        self, record: ExperimentRecord, statistics: ExperimentStatistics, evaluation: Evaluation
+    ) -> Wanted:
+        """The weights that follow the evidence, or why they stay."""
+
+
+def weights_stay(
+    record: ExperimentRecord,  # noqa: ARG001 (the shape of an allocator)
+    statistics: ExperimentStatistics,  # noqa: ARG001
+    evaluation: Evaluation,  # noqa: ARG001
+) -> Wanted:
+    """The allocator of a service that has none: weights stay as the file says."""
+    return Wanted(None, {}, "this service moves no weights")
+
+
+class Steering(NamedTuple):
+    """The decision at one look.
+
+    Attributes:
+        decision: the one in force, or the one to be signalled.
+        proposed: a person must approve it: it is signalled as proposed, and until then it is a hold.
+        step: where the ramp stands.
+        waits: why ramp and weights stay as they are, in a sentence each.
+    """
+
+    decision: Decision
+    proposed: bool = False
+    step: Step = Step(None)
+    waits: tuple[str, ...] = ()
+
+
+def steer(
+    record: ExperimentRecord,
+    standing: Standing,
+    evaluation: Evaluation,
+    seen: Seen,
+    *,
+    allocator: Allocator = weights_stay,
+) -> Steering:
+    """The decision at this look.
+
+    In the order of precedence:
+
+    1. a stop or ship in force stays;
+    2. stop: harm or a wrong sample ratio is proven; neither a pause nor a mode holds it back;
+    3. hold: the data are invalid, a person holds the experiment or has been asked, or weights are on their way;
+    4. advance: the next stage of the ramp is due;
+    5. ship, then stop for futility; in the mode `approve` both are proposed, and not again after a refusal;
+    6. allocate: the policy wants other weights, the last change is an interval old.
+
+    Args:
+        record: the newest record of the experiment.
+        standing: what was said of this version.
+        evaluation: its evidence.
+        seen: the rest of what is known.
+        allocator: the policies of weights.
+    """
+    spec = record.spec
+    if standing.latched is not None:
+        return Steering(standing.latched.decision)
+    step = ramp_step(
+        record,
+        evaluation,
+        seen.statistics,
+        watermark_ms=seen.watermark_ms,
+        paused=standing.paused is not None,
+    )
+    protecting = stop(evaluation)
+    if protecting is not None:
+        return Steering(protecting, step=step)
+    held = _held(record, standing, evaluation)
+    if held is None:
+        return _moving(record, standing, evaluation, seen, step=step, allocator=allocator)
+    shown = hold(spec, evaluation, seen.runtime_ms, looks=seen.looks)
+    reason = shown.reason if invalid(evaluation) else held
+    return Steering(_hold(reason), step=step, waits=(*step.waits, held))
+
+
+def _moving(
+    record: ExperimentRecord,
+    standing: Standing,
+    evaluation: Evaluation,
+    seen: Seen,
+    *,
+    step: Step,
+    allocator: Allocator,
+) -> Steering:
+    """The decision where nothing holds the experiment."""
+    spec, full = record.spec, _full(record)
+    if step.next_stage is not None and full is None:
+        return Steering(_advance(spec, step.next_stage), step=step)
+    concluding = _concluding(spec, evaluation, seen, step)
+    if concluding is not None:
+        return _answerable(spec, standing, concluding, step)
+    moved, waits = _allocation(record, evaluation, seen, allocator)
+    if moved is not None:
+        return Steering(moved, step=step)
+    if full is not None and step.next_stage is not None:
+        waits = (full, *waits)
+    shown = hold(spec, evaluation, seen.runtime_ms, looks=seen.looks)
+    return Steering(_hold("; ".join([shown.reason, *step.waits])), step=step, waits=(*step.waits, *waits))
+
+
+def _hold(reason: str) -> Decision:
+    return Decision(action=Action.HOLD, reason=reason)
+
+
+def _held(record: ExperimentRecord, standing: Standing, evaluation: Evaluation) -> str | None:
+    """Why nothing but a protecting stop may happen now."""
+    if invalid(evaluation):
+        return "the data are invalid"
+    if standing.paused is not None:
+        return f"paused by {standing.paused.actor}: {standing.paused.reason}"
+    if standing.proposed is not None:
+        decision, signal_id = standing.proposed
+        return f"waits for approval of signal {signal_id}: {decision.action}, {decision.reason}"
+    owed = owed_epoch(record, standing)
+    return None if owed is None else f"the weights that signal {owed.signal_id} asked for are on their way"
+
+
+def _advance(spec: ExperimentSpec, stage: int) -> Decision:
+    coverage = 0.0 if spec.ramp is None else spec.ramp.stages[stage].coverage
+    reason = f"every guardrail is proven non-inferior; stage {stage}, {coverage:.4g} of all units"
+    return Decision(action=Action.ADVANCE, reason=reason, stage=stage)
+
+
+def _concluding(spec: ExperimentSpec, evaluation: Evaluation, seen: Seen, step: Step) -> Decision | None:
+    return ship(
+        spec, evaluation, runtime_ms=seen.runtime_ms, looks=seen.looks, ramp_over=step.over
+    ) or futility(spec, evaluation, runtime_ms=seen.runtime_ms)
+
+
+def _answerable(spec: ExperimentSpec, standing: Standing, decision: Decision, step: Step) -> Steering:
+    """A conclusion as the mode of the spec has it: by itself, or with a person's approval."""
+    if spec.conclusion is None or spec.conclusion.mode is Mode.AUTO:
+        return Steering(decision, step=step)
+    refused = [words for action, arm, words in standing.rejected if (action, arm) == _what(decision)]
+    if refused:
+        what = " ".join(filter(None, _what(decision)))
+        return Steering(_hold(f"{what} was refused by {refused[-1]}"), step=step)
+    return Steering(decision, proposed=True, step=step)
+
+
+def _what(decision: Decision) -> tuple[Action, str | None]:
+    return decision.action, decision.arm
+
+
+def _full(record: ExperimentRecord) -> str | None:
+    left = epochs_left(record)
+    return None if left > 0 else f"version {record.spec.version} has had all its {MAX_EPOCHS} weight epochs"
+
+
+def epochs_left(record: ExperimentRecord) -> int:
+    """How many more weight epochs the ramp and the policies may begin."""
+    return max(0, MAX_EPOCHS - RESERVED_EPOCHS - len(record.epochs))
+
+
+# --- weights -------------------------------------------------------------------------------------------------
+
+
+def _allocation(
+    record: ExperimentRecord, evaluation: Evaluation, seen: Seen, allocator: Allocator
+) -> tuple[Decision | None, tuple[str, ...]]:
+    allocation = record.spec.allocation
+    if allocation is None or allocation.policy is Policy.FIXED:
+        return None, ()
+    why = _full(record) or _too_soon(record, allocation, seen.watermark_ms)
+    if why is not None:
+        return None, (why,)
+    wanted = allocator(record, seen.statistics, evaluation)
+    if wanted.weights is None or _in_force(record.epochs[-1], wanted):
+        return None, (wanted.reason,)
+    return Decision(
+        action=Action.ALLOCATE, reason=wanted.reason, weights=wanted.weights, contexts=wanted.contexts
+    ), ()
+
+
+def _too_soon(record: ExperimentRecord, allocation: Allocation, watermark_ms: int | None) -> str | None:
+    if watermark_ms is not None:
+        passed_ms = watermark_ms - record.epochs[-1].effective_ms
+        if passed_ms >= duration_ms(allocation.interval):
+            return None
+    return f"the newest weights are not {allocation.interval} of watermark time old"
+
+
+def _in_force(epoch: WeightEpoch, wanted: Wanted) -> bool:
+    return (epoch.weights, epoch.contexts) == (wanted.weights, wanted.contexts)
+
+
+# --- the weight epoch that follows -----------------------------------------------------------------------------
+
+
+def owed_epoch(record: ExperimentRecord, standing: Standing) -> Demand | None:
+    """What was asked for and has no weight epoch yet; None if the record is up to date.
+
+    An order or a conclusion is owed until an epoch names it. An advance or allocation is owed only right after the
+    epochs that it was decided on: whoever decided on others did not know what has come since.
+    """
+    named = {epoch.signal_id for epoch in record.epochs}
+    demand, move = standing.demand, standing.move
+    if demand is not None and demand.signal_id not in named:
+        return demand
+    if move is not None and move.signal_id not in named and move.epochs == len(record.epochs):
+        return move
+    return None
+
+
+def epoch_after(record: ExperimentRecord, demand: Demand, *, effective_ms: int) -> WeightEpoch:
+    """The weight epoch that answers a demand.
+
+    Stop: all units get the control. Ship: all get the winner. Reset: the weights of before go on, with the coverage
+    of before after a ship, and with that of the ramp's first stage after a stop.
+
+    Args:
+        record: the experiment, with the epochs so far.
+        demand: one that `owed_epoch` gave for this record.
+        effective_ms: when it begins; moved to the begin of the epoch before, should that be later.
+
+    Raises:
+        ValueError: the demand names no arm, weights or stage of this experiment.
+    """
+    last = record.epochs[-1]
+    base = next((epoch for epoch in reversed(record.epochs) if not epoch.final), last)
+    fresh = msgspec.structs.replace(
+        base,
+        epoch=last.epoch + 1,
+        effective_ms=max(effective_ms, last.effective_ms),
+        final=False,
+        signal_id=demand.signal_id,
+    )
+    if demand.action in (Action.STOP, Action.SHIP):
+        return _final(record, demand, fresh)
+    if demand.action is Action.ALLOCATE:
+        return _allocated(record, demand, fresh)
+    stage = 0 if demand.action is OperatorAction.RESET and demand.undone else demand.stage
+    ramp = record.spec.ramp
+    if stage is None or (ramp is None and demand.action is OperatorAction.RESET):
+        return fresh
+    if ramp is None or stage >= len(ramp.stages):
+        raise ValueError(f"{record.spec.experiment} has no stage {stage}")
+    return msgspec.structs.replace(fresh, coverage=ramp.stages[stage].coverage)
+
+
+def _final(record: ExperimentRecord, demand: Demand, fresh: WeightEpoch) -> WeightEpoch:
+    stopped = demand.action is Action.STOP
+    target = record.spec.control.key if stopped else demand.decision.arm if demand.decision else None
+    if target not in record.spec.weights:
+        raise ValueError(f"no weights follow from {demand.action} of {target!r}")
+    return msgspec.structs.replace(
+        fresh,
+        weights={arm.key: 1.0 if arm.key == target else 0.0 for arm in record.spec.arms},
+        contexts={},
+        coverage=0.0 if stopped else 1.0,
+        final=True,
+    )
+
+
+def _allocated(record: ExperimentRecord, demand: Demand, fresh: WeightEpoch) -> WeightEpoch:
+    decision = demand.decision
+    if decision is None or decision.weights is None:
+        raise ValueError("an allocation has weights")
+    for weights in (decision.weights, *decision.contexts.values()):
+        _check_distribution(record.spec, weights)
+    return msgspec.structs.replace(fresh, weights=decision.weights, contexts=decision.contexts)
+
+
+def _check_distribution(spec: ExperimentSpec, weights: Mapping[str, float]) -> None:
+    if (
+        set(weights) != set(spec.weights)
+        or abs(sum(weights.values()) - 1.0) > 1e-9
+        or min(weights.values()) < 0
+    ):
+        raise ValueError(f"weights must name every arm and sum to 1, they are {dict(weights)}")
+
+
+# --- what applications follow ----------------------------------------------------------------------------------
+
+
+def config_after(
+    record: ExperimentRecord, standing: Standing, *, config_version: int, now_ms: int
+) -> ConfigRecord:
+    """What applications follow after the newest weight epoch.
+
+    A stop or ship is followed at once, whatever the epoch says of when it begins: it is there to end something.
+
+    Args:
+        record: the experiment; its newest epoch is the one in force.
+        standing: what was said of it, all of which has its epoch (`owed_epoch` is None).
+        config_version: of the new record.
+        now_ms: the wall clock, epoch milliseconds.
+    """
+    epoch, latched = record.epochs[-1], standing.latched
+    status = RolloutStatus.RUNNING
+    if epoch.final and latched is not None:
+        status = RolloutStatus.STOPPED if latched.decision.action is Action.STOP else RolloutStatus.SHIPPED
+    allocation = record.spec.allocation
+    return ConfigRecord(
+        experiment=record.spec.experiment,
+        version=record.spec.version,
+        status=status,
+        weights=epoch.weights,
+        weight_epoch=epoch.epoch,
+        effective_ms=min(now_ms, epoch.effective_ms) if epoch.final else epoch.effective_ms,
+        config_version=config_version,
+        signal_id=epoch.signal_id,
+        coverage=epoch.coverage,
+        contexts=epoch.contexts,
+        context=allocation.context if allocation is not None and epoch.contexts else None,
+        paused=standing.paused is not None,
+    )
+
+
+def config_is_due(record: ExperimentRecord, standing: Standing, held: ConfigRecord | None) -> bool:
+    """Whether a config is missing that follows from a signal or an order.
+
+    What `apply` put there, and what is newer than the record, is left alone.
+    """
+    epoch = record.epochs[-1]
+    if held is not None and (held.version, held.weight_epoch) > (record.spec.version, epoch.epoch):
+        return False
+    paused = standing.paused is not None
+    if held is None or held.version < record.spec.version:
+        return epoch.signal_id is not None or paused
+    concluded = epoch.final == (held.status is not RolloutStatus.RUNNING)
+    behind = epoch.signal_id is not None and (held.weight_epoch < epoch.epoch or not concluded)
+    return behind or held.paused != paused
+
+
+def rollout_state(record: ExperimentRecord, standing: Standing, steering: Steering) -> RolloutState:
+    """Where the experiment stands, for its result."""
+    epoch = record.epochs[-1]
+    return RolloutState(
+        stage=steering.step.stage,
+        coverage=epoch.coverage,
+        weights=epoch.weights,
+        paused=standing.paused is not None,
+        proposed=None if standing.proposed is None else standing.proposed.signal_id,
+        epochs_left=epochs_left(record),
+        waits=steering.waits,
+    )
