@@ -6,6 +6,7 @@ Nothing here looks at a clock or at evidence: whoever folds the same records com
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -158,10 +159,32 @@ def _decided(spec: ExperimentSpec, now: Standing, one: Said, decision: Decision)
         return _latched(now.latched)
     if decision.action in (Action.STOP, Action.SHIP):
         return _concluded(spec, now, one, decision)
-    if now.paused is not None:
-        return "the experiment is paused"
+    wrong = "the experiment is paused" if now.paused is not None else _not_a_move(spec, decision)
+    if wrong is not None:
+        return wrong
     demand = Demand(decision.action, one.id, decision, stage=decision.stage, epochs=one.epochs)
     return replace(now, move=demand)
+
+
+def _not_a_move(spec: ExperimentSpec, decision: Decision) -> str | None:
+    """Why no weight epoch can follow from an advance or allocation; None if one can."""
+    if decision.action is Action.ADVANCE:
+        return _no_stage(spec, decision.stage)
+    for weights in (decision.weights or {}, *decision.contexts.values()):
+        if set(weights) != set(spec.weights):
+            return "weights must name every arm"
+        # Not a number is no share either.
+        if abs(math.fsum(weights.values()) - 1.0) > 1e-9 or not all(0 <= w <= 1 for w in weights.values()):
+            return "weights must be shares that sum to 1"
+    return None
+
+
+def _no_stage(spec: ExperimentSpec, stage: int | None) -> str | None:
+    if spec.ramp is None:
+        return "the experiment has no ramp"
+    if stage is None or not 0 <= stage < len(spec.ramp.stages):
+        return f"the ramp has the stages 0 to {len(spec.ramp.stages) - 1}"
+    return None
 
 
 def _concluded(spec: ExperimentSpec, now: Standing, one: Said, decision: Decision) -> Standing | str:
@@ -220,10 +243,9 @@ def _by_hand(spec: ExperimentSpec, now: Standing, one: Said, order: Order) -> St
 
 
 def _staged(spec: ExperimentSpec, now: Standing, one: Said, order: Order) -> Standing | str:
-    if spec.ramp is None:
-        return "the experiment has no ramp"
-    if order.stage is None or order.stage >= len(spec.ramp.stages):
-        return f"the ramp has the stages 0 to {len(spec.ramp.stages) - 1}"
+    wrong = _no_stage(spec, order.stage)
+    if wrong is not None:
+        return wrong
     demand = Demand(OperatorAction.SET_STAGE, one.id, stage=order.stage)
     return replace(now, demand=demand, move=None, proposed=None)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
 import msgspec
@@ -297,7 +296,7 @@ def epoch_after(record: ExperimentRecord, demand: Demand, *, effective_ms: int) 
     if demand.action in (Action.STOP, Action.SHIP):
         return _final(record, demand, fresh)
     if demand.action is Action.ALLOCATE:
-        return _allocated(record, demand, fresh)
+        return _allocated(demand, fresh)
     stage = 0 if demand.action is OperatorAction.RESET and demand.undone else demand.stage
     ramp = record.spec.ramp
     if stage is None or (ramp is None and demand.action is OperatorAction.RESET):
@@ -321,22 +320,11 @@ def _final(record: ExperimentRecord, demand: Demand, fresh: WeightEpoch) -> Weig
     )
 
 
-def _allocated(record: ExperimentRecord, demand: Demand, fresh: WeightEpoch) -> WeightEpoch:
+def _allocated(demand: Demand, fresh: WeightEpoch) -> WeightEpoch:
     decision = demand.decision
     if decision is None or decision.weights is None:
         raise ValueError("an allocation has weights")
-    for weights in (decision.weights, *decision.contexts.values()):
-        _check_distribution(record.spec, weights)
     return msgspec.structs.replace(fresh, weights=decision.weights, contexts=decision.contexts)
-
-
-def _check_distribution(spec: ExperimentSpec, weights: Mapping[str, float]) -> None:
-    if (
-        set(weights) != set(spec.weights)
-        or abs(sum(weights.values()) - 1.0) > 1e-9
-        or min(weights.values()) < 0
-    ):
-        raise ValueError(f"weights must name every arm and sum to 1, they are {dict(weights)}")
 
 
 # --- what applications follow ----------------------------------------------------------------------------------

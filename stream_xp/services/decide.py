@@ -1,8 +1,12 @@
-"""The decide stage: statistics of all partitions in, results, signals and config out.
+"""The decide stage: statistics of all partitions and the orders of people in, results, signals and config out.
 
 A record on the statistics topic is whole and cumulative, so nothing here has to be kept: the newest record of
 each partition is the state. What must not be repeated is a decision; so before the first evaluation all
-signals ever sent are read, and a signal is written before the config record that follows from it.
+signals ever sent are read, and from then on every new one.
+
+What moves an experiment is a chain: signal, experiment record with the weight epoch that names it, config. Each step
+is taken only once the one before was read back from its topic, so that the order of the topic counts, not that of
+this process. Whatever is missing of the chain is written at the next evaluation, by whoever is the owner then.
 """
 
 from __future__ import annotations
@@ -13,26 +17,28 @@ import datetime as dt
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import msgspec
 import structlog
 
 from stream_xp import __version__
 from stream_xp.adapters.clock import Clock
-from stream_xp.adapters.kafka_log import LogWriter, read_all
+from stream_xp.adapters.kafka_log import LogTail, LogWriter, read_all
 from stream_xp.domain.codec import decode_own
 from stream_xp.domain.decision import (
     Action,
     ConfigRecord,
+    Decision,
+    LookTaken,
     PartitionOffsets,
     Result,
-    RolloutStatus,
     Signal,
     SignalData,
 )
 from stream_xp.domain.experiment import ExperimentRecord
 from stream_xp.domain.fit import check_fit
+from stream_xp.domain.operator import OPERATOR_TYPE, OrderSignal
 from stream_xp.domain.statistics import (
     ExperimentStatistics,
     Outcomes,
@@ -41,8 +47,21 @@ from stream_xp.domain.statistics import (
     merge,
 )
 from stream_xp.engine.columns import Block
+from stream_xp.engine.conclusion import guarantee, looked
 from stream_xp.engine.evaluate import Evaluation, evaluate_all
-from stream_xp.engine.policy import config_after, decide
+from stream_xp.engine.standing import NOTHING_SAID, Demand, Said, Standing, said, standing
+from stream_xp.engine.steering import (
+    Allocator,
+    Seen,
+    Steering,
+    config_after,
+    config_is_due,
+    epoch_after,
+    owed_epoch,
+    rollout_state,
+    steer,
+    weights_stay,
+)
 from stream_xp.errors import ConfigError
 from stream_xp.services.experiments import Experiments
 from stream_xp.settings import Settings
@@ -52,17 +71,36 @@ log = structlog.get_logger(__name__)
 
 SPREAD_MS = 5_000
 """Beyond the idle grace, how far the watermarks of source partitions may be apart for an arm to ship."""
-_Own = TypeVar("_Own", Signal, Result, ConfigRecord)
+_Own = TypeVar("_Own", Signal, OrderSignal, Result, ConfigRecord)
 _EVALUATED_TOGETHER = 200
 """Experiments tested as one: large enough for arrays to pay, small enough to let others run in between."""
+_HEAR_S = 0.05
+_READ_BACK_MS = 10_000
+"""How long a weight epoch that was written may be on its way back before it is written again."""
+_Version: TypeAlias = tuple[str, int]
+"""An experiment and its version."""
 
 
 class _Look(NamedTuple):
     """One evaluation of an experiment: its newest record, and what is known of it by then."""
 
+    watched: Watched
     record: ExperimentRecord
     parts: list[PartitionStatistics]
     statistics: ExperimentStatistics
+
+    @property
+    def version(self) -> _Version:
+        """The experiment and its version."""
+        return self.record.spec.experiment, self.record.spec.version
+
+
+class _Epoch(NamedTuple):
+    """A weight epoch that was written and not read back: after how many others, for which signal, and when."""
+
+    after: int
+    signal_id: str
+    written_ms: int
 
 
 @dataclass(slots=True)
@@ -103,6 +141,7 @@ class Decide:
 
     Args:
         partitions: number of partitions per topic name.
+        allocator: the policies of weights.
     """
 
     def __init__(
@@ -113,6 +152,7 @@ class Decide:
         writer: LogWriter,
         clock: Clock,
         partitions: dict[str, int],
+        allocator: Allocator = weights_stay,
     ) -> None:
         self._settings = settings
         self._experiments = experiments
@@ -120,11 +160,18 @@ class Decide:
         self._clock = clock
         self._partitions = partitions
         self._watched: dict[str, Watched] = {}
-        self._signals: dict[tuple[str, int], Signal] = {}
+        self._allocator = allocator
+        self._said: dict[_Version, list[Said]] = {}
+        self._standings: dict[_Version, tuple[int, Standing]] = {}
+        self._unread: dict[_Version, list[Said]] = {}
+        self._epochs: dict[_Version, _Epoch] = {}
+        self._signals: LogTail | None = None
         self._primed: set[int] = set()
         self._configs: dict[str, ConfigRecord] = {}
-        self._looks: dict[tuple[str, int], int] = {}
+        self._looks: dict[_Version, int] = {}
+        self._taken: dict[_Version, tuple[LookTaken, ...]] = {}
         self._lock = asyncio.Lock()
+        self._hearing = asyncio.Lock()
         self._spread_ms = settings.idle_grace_ms + SPREAD_MS
 
     @property
@@ -146,8 +193,33 @@ class Decide:
                 self._primed.add(block.partition)
             self._take(block.values)
 
+    async def follow(self) -> None:
+        """Read what is said on the topic of signals, for ever; nothing before the first block has come."""
+        while True:
+            if self._signals is not None:
+                await self.hear()
+            await asyncio.sleep(_HEAR_S)
+
+    async def hear(self) -> bool:
+        """Read what is new on the topic of signals; whether all that stood there was read."""
+        async with self._hearing:
+            if self._signals is None:
+                return True
+            records, at_end = await self._signals.poll()
+            for record in records:
+                if record.value is not None:
+                    self._hear(record.value)
+            return at_end
+
+    async def stop(self) -> None:
+        """Disconnect."""
+        async with self._hearing:
+            signals, self._signals = self._signals, None
+            if signals is not None:
+                await signals.stop()
+
     async def evaluate(self) -> None:
-        """Evaluate every experiment whose statistics changed, and write what follows."""
+        """Evaluate every experiment of which something changed, and write what follows."""
         async with self._lock:
             changed = [watched for watched in self._watched.values() if watched.changed]
             for start in range(0, len(changed), _EVALUATED_TOGETHER):
@@ -161,6 +233,8 @@ class Decide:
         async with self._lock:
             self._watched.clear()
             self._primed.clear()
+            self._unread.clear()
+            self._epochs.clear()
 
     def _take(self, values: Iterable[bytes | None]) -> None:
         for value in values:
@@ -171,29 +245,13 @@ class Decide:
     # --- one evaluation ------------------------------------------------------------------------------------
 
     async def _evaluate(self, changed: Sequence[Watched]) -> None:
-        """Test experiments together, then write what follows of each.
-
-        Every signal is on the broker before the first config is sent, every config before the first result.
-        """
+        """Test experiments together, then write what follows of each."""
         looks = [look for watched in changed if (look := self._look(watched)) is not None]
         evaluations = evaluate_all([(look.record, look.statistics) for look in looks])
-        results = []
         for look, evaluation in zip(looks, evaluations, strict=True):
-            results.append(self._result(look, evaluation))
+            await self._conclude(look, evaluation)
             # The loop also serves the consumer: with many experiments it must not wait for all of them.
             await asyncio.sleep(0)
-        results = await self._send_signals(results)
-        await self._send_configs([look.record for look in looks])
-        await self._write("results", [(result.experiment, result) for result in results])
-
-    async def _write(self, topic: str, records: Sequence[tuple[str, msgspec.Struct]]) -> None:
-        """Send records in order, each under its key, and wait until the broker has all of them."""
-        name = self._settings.topic(topic)
-        sent = [
-            await self._writer.send(name, key=key.encode(), value=msgspec.json.encode(record))
-            for key, record in records
-        ]
-        await self._writer.durable(sent, name)
 
     def _look(self, watched: Watched) -> _Look | None:
         watched.changed = False
@@ -206,7 +264,7 @@ class Decide:
         parts = watched.current()
         if not all(self._fits(watched, part, record) for part in parts):
             return None
-        return _Look(record, parts, merge(part.statistics for part in parts))
+        return _Look(watched, record, parts, merge(part.statistics for part in parts))
 
     @staticmethod
     def _fits(watched: Watched, part: PartitionStatistics, record: ExperimentRecord) -> bool:
@@ -222,131 +280,208 @@ class Decide:
         watched.fitting[part.partition] = part
         return True
 
-    def _result(self, look: _Look, evaluation: Evaluation) -> Result:
-        record, parts, statistics = look
-        signal = self._signals.get((record.spec.experiment, record.spec.version))
-        latched = None if signal is None else signal.data.decision
+    async def _conclude(self, look: _Look, evaluation: Evaluation) -> None:
+        heard = self._standing(look.record)
+        # What this worker has said counts at once for what it says next; what it does waits for the topic's order.
+        unread = self._unread.get(look.version)
+        known = heard if not unread else standing(look.record.spec, (*self._said[look.version], *unread))
         evaluation = dataclasses.replace(
-            evaluation, invalid=(*evaluation.invalid, *apart(parts, self._spread_ms))
+            evaluation, invalid=(*evaluation.invalid, *apart(look.parts, self._spread_ms))
         )
-        runtime_ms = runtime(parts, statistics.first_exposure_ms)
-        key = (record.spec.experiment, record.spec.version)
-        self._looks[key] = self._looks.get(key, 0) + 1
+        seen = self._seen(look, evaluation)
+        steering = steer(look.record, known, evaluation, seen, allocator=self._allocator)
+        result = self._result(look, evaluation, known, seen, steering)
+        if known.latched is None and steering.decision.action is not Action.HOLD:
+            await self._send_signal(result, proposed=steering.proposed, since=known.since)
+        await self._follow_up(look, heard)
+        if steering.proposed:
+            waiting = Decision(action=Action.HOLD, reason=f"waits for approval: {result.decision.reason}")
+            result = msgspec.structs.replace(result, decision=waiting)
+        await self._write("results", [(result.experiment, result)])
+
+    async def _write(self, topic: str, records: Sequence[tuple[str, msgspec.Struct]]) -> None:
+        """Send records in order, each under its key, and wait until the broker has all of them."""
+        name = self._settings.topic(topic)
+        sent = [
+            await self._writer.send(name, key=key.encode(), value=msgspec.json.encode(record))
+            for key, record in records
+        ]
+        await self._writer.durable(sent, name)
+
+    def _seen(self, look: _Look, evaluation: Evaluation) -> Seen:
+        taken = looked(look.record.spec, evaluation, self._taken.get(look.version, ()))
+        self._taken[look.version] = taken
+        return Seen(
+            look.statistics,
+            watermark_ms=least_watermark(look.parts),
+            runtime_ms=runtime(look.parts, look.statistics.first_exposure_ms),
+            looks=taken,
+        )
+
+    def _result(
+        self, look: _Look, evaluation: Evaluation, known: Standing, seen: Seen, steering: Steering
+    ) -> Result:
+        record, statistics = look.record, look.statistics
+        self._looks[look.version] = self._looks.get(look.version, 0) + 1
         return Result(
             experiment=record.spec.experiment,
             version=record.spec.version,
             design_hash=record.design_hash,
             statistics_hash=statistics.digest(),
             code_version=__version__,
-            look=self._looks[key],
-            offsets={str(part.partition): _offsets(part) for part in parts},
-            runtime_ms=runtime_ms,
+            look=self._looks[look.version],
+            offsets={str(part.partition): _offsets(part) for part in look.parts},
+            runtime_ms=seen.runtime_ms,
             arms=evaluation.arms,
             crossover_units=statistics.crossover_units,
             metrics=evaluation.metrics,
             segments=evaluation.segments,
             sample_ratio=evaluation.sample_ratio,
             invalid=evaluation.invalid,
-            decision=decide(record.spec, evaluation, runtime_ms=runtime_ms, latched=latched),
-            exposure_outcomes=add_outcomes(part.exposure_outcomes for part in parts),
-            reward_outcomes=add_outcomes(part.reward_outcomes for part in parts),
+            decision=steering.decision,
+            exposure_outcomes=add_outcomes(part.exposure_outcomes for part in look.parts),
+            reward_outcomes=add_outcomes(part.reward_outcomes for part in look.parts),
             evaluated_ms=self._clock.now_ms(),
             weight_epochs=len(record.epochs),
             spread_ms=self._spread_ms,
+            rollout=rollout_state(record, known, steering),
+            guarantee=guarantee(record.spec),
+            looks=seen.looks,
         )
 
-    async def _send_signals(self, results: Sequence[Result]) -> list[Result]:
-        """Write the decisions that are new; an id is derived from what it decides, so that a repeat is recognised.
-
-        Returns the results with what is decided: the first signal on the topic. Between reading the topic and writing
-        to it another one can have come there, on its way since before its writer lost the experiment.
-        """
-        new = [
-            result
-            for result in results
-            if result.decision.action is not Action.HOLD and _version_of(result) not in self._signals
-        ]
-        if not new:
-            return list(results)
-        signals = [self._signal(result) for result in new]
-        await self._write("signals", [(signal.subject, signal) for signal in signals])
-        for result in new:
-            log.info(
-                "decision",
-                experiment=result.experiment,
-                action=result.decision.action,
-                reason=result.decision.reason,
-            )
-        written = {_version_of(signal.data.result): signal for signal in signals}
-        self._signals |= written | first_signals(await self._own("signals", Signal))
-        return [
-            msgspec.structs.replace(result, decision=self._signals[_version_of(result)].data.decision)
-            if _version_of(result) in written
-            else result
-            for result in results
-        ]
-
-    def _signal(self, result: Result) -> Signal:
-        return Signal(
-            id=signal_id(result),
+    async def _send_signal(self, result: Result, *, proposed: bool, since: str | None) -> None:
+        """Write the decision; its id is derived from it, so that a repeat is recognised."""
+        signal = Signal(
+            id=signal_id(result, since),
             source=f"stream-xp/{self._settings.group_id}",
             subject=result.experiment,
             time=dt.datetime.fromtimestamp(result.evaluated_ms / 1000, dt.UTC).isoformat(),
-            data=SignalData(decision=result.decision, result=result),
+            data=SignalData(decision=result.decision, result=result, proposed=proposed, since=since),
         )
+        await self._write("signals", [(result.experiment, signal)])
+        log.info(
+            "decision",
+            experiment=result.experiment,
+            action=result.decision.action,
+            proposed=proposed,
+            reason=result.decision.reason,
+        )
+        self._unread.setdefault((result.experiment, result.version), []).append(said(signal))
 
-    async def _send_configs(self, records: Sequence[ExperimentRecord]) -> None:
-        """Write the configs that follow from signals, unless they are there."""
-        if not self._owed(records):
+    # --- what follows from signals ---------------------------------------------------------------------------
+
+    async def _follow_up(self, look: _Look, heard: Standing) -> None:
+        """Take the next step of the chain from signal to config, if one is missing; come back for the one after."""
+        record = look.record
+        owed = owed_epoch(record, heard)
+        due = config_is_due(record, heard, self._configs.get(record.spec.experiment))
+        if (owed is None and not due) or self._superseded(record):
             return
+        if owed is not None:
+            look.watched.changed = True
+            await self._send_epoch(record, owed)
+        else:
+            await self._send_config(record, heard)
+
+    def _superseded(self, record: ExperimentRecord) -> bool:
+        """Whether a newer version has been applied, which alone can move now."""
+        experiment, version = record.spec.experiment, record.spec.version
+        slots = self._experiments.registry.slots
+        return any(slot.experiment == experiment and slot.version > version for slot in slots)
+
+    async def _send_epoch(self, record: ExperimentRecord, owed: Demand) -> None:
+        """Write the weight epoch that a signal asks for, unless it is on its way back already."""
+        experiment, version = record.spec.experiment, record.spec.version
+        now_ms = self._clock.now_ms()
+        written = self._epochs.get((experiment, version))
+        on_its_way = (len(record.epochs), owed.signal_id)
+        if written and written[:2] == on_its_way and now_ms < written.written_ms + _READ_BACK_MS:
+            return
+        epoch = epoch_after(record, owed, effective_ms=now_ms + self._settings.activation_delay_ms)
+        moved = msgspec.structs.replace(record, epochs=(*record.epochs, epoch))
+        await self._write("experiments", [(experiment, moved)])
+        self._epochs[experiment, version] = _Epoch(*on_its_way, now_ms)
+        log.info("weight epoch", experiment=experiment, epoch=epoch.epoch, signal=owed.signal_id)
+
+    async def _send_config(self, record: ExperimentRecord, heard: Standing) -> None:
+        """Write the config that follows from the newest weight epoch, unless it is there."""
+        experiment = record.spec.experiment
         # Others write configs too: `apply` gives a new experiment its first.
         await self._load_configs()
-        configs = [self._config(record, signal) for record, signal in self._owed(records)]
-        await self._write("config", [(config.experiment, config) for config in configs])
-        self._configs |= {config.experiment: config for config in configs}
-
-    def _owed(self, records: Sequence[ExperimentRecord]) -> list[tuple[ExperimentRecord, Signal]]:
-        """The versions that are over and whose config does not say so, each with the signal that ended it."""
-        ended = [
-            (record, self._signals.get((record.spec.experiment, record.spec.version))) for record in records
-        ]
-        return [
-            (record, signal) for record, signal in ended if signal is not None and not self._follows(record)
-        ]
-
-    def _config(self, record: ExperimentRecord, signal: Signal) -> ConfigRecord:
-        held = self._configs.get(record.spec.experiment)
-        return config_after(
+        held = self._configs.get(experiment)
+        if not config_is_due(record, heard, held):
+            return
+        config = config_after(
             record,
-            signal.data.decision,
+            heard,
             config_version=1 if held is None else held.config_version + 1,
-            effective_ms=signal.data.result.evaluated_ms,
-            signal_id=signal.id,
+            now_ms=self._clock.now_ms(),
         )
+        await self._write("config", [(experiment, config)])
+        self._configs[experiment] = config
 
     # --- what was said before -------------------------------------------------------------------------------
 
     async def _load(self) -> None:
-        """Read all signals, the newest configs, and how many looks there were."""
-        self._signals = first_signals(await self._own("signals", Signal))
+        """Read all that was said, the newest configs, and how many looks there were."""
+        async with self._hearing:
+            if self._signals is None:
+                tail = LogTail(
+                    self._settings, self._settings.topic("signals"), range(self._partitions["signals"])
+                )
+                await tail.start()
+                self._signals = tail
+        while not await self.hear():
+            pass
         await self._load_configs()
+        newest: dict[_Version, Result] = {}
         for result in await self._own("results", Result):
             key = (result.experiment, result.version)
+            held = newest.get(key)
+            if held is None or result.look >= held.look:
+                newest[key] = result
+        for key, result in newest.items():
             self._looks[key] = max(result.look, self._looks.get(key, 0))
+            self._taken[key] = result.looks
 
     async def _load_configs(self) -> None:
         # Not the last one read: a worker that has lost its partitions can still write an older one.
         configs = sorted(await self._own("config", ConfigRecord), key=lambda one: one.config_version)
         self._configs = {config.experiment: config for config in configs}
 
-    def _follows(self, record: ExperimentRecord) -> bool:
-        """Whether the config of this version says already that it is over."""
-        held = self._configs.get(record.spec.experiment)
-        return (
-            held is not None
-            and held.version == record.spec.version
-            and held.status is not RolloutStatus.RUNNING
-        )
+    def _hear(self, value: bytes) -> None:
+        """Keep what one record of the topic of signals says; what is none is reported and left out."""
+        record: Signal | OrderSignal | None
+        if _type_of(value) == OPERATOR_TYPE:
+            record = _own_or_none("signals", value, OrderSignal)
+        else:
+            record = _own_or_none("signals", value, Signal)
+        if record is None:
+            return
+        one = said(record)
+        key = (one.experiment, one.version)
+        self._said.setdefault(key, []).append(one)
+        self._unread[key] = [sent for sent in self._unread.get(key, ()) if sent.id != one.id]
+        if one.experiment in self._watched:
+            self._watched[one.experiment].changed = True
+
+    def _standing(self, record: ExperimentRecord) -> Standing:
+        """Where a version stands after all that was heard of it."""
+        key = (record.spec.experiment, record.spec.version)
+        heard = self._said.setdefault(key, [])
+        count, held = self._standings.get(key, (0, NOTHING_SAID))
+        if count != len(heard):
+            before, held = held, standing(record.spec, heard)
+            self._standings[key] = (len(heard), held)
+            for one in held.ignored[len(before.ignored) :]:
+                log.warning(
+                    "signal changes nothing",
+                    experiment=key[0],
+                    signal=one.id,
+                    source=one.source,
+                    rule=one.rule,
+                )
+        return held
 
     async def _own(self, topic: str, kind: type[_Own]) -> list[_Own]:
         """Every record of a topic of ours; what is none is reported and left out, as if it were not there."""
@@ -378,6 +513,19 @@ def _own_or_none(topic: str, value: bytes, kind: type[_Own]) -> _Own | None:
         log.error("record refused", topic=topic, error=str(error))
         return None
     return record
+
+
+class _Typed(msgspec.Struct):
+    """What tells the records of one topic apart."""
+
+    type: str = ""
+
+
+def _type_of(value: bytes) -> str | None:
+    try:
+        return decode_own(value, _Typed).type
+    except ConfigError:
+        return None
 
 
 def _check_numbers(record: PartitionStatistics) -> None:
@@ -415,6 +563,7 @@ _LARGEST = 2**62
 _LARGEST_COUNT = 2**39
 """Units or events of a row. The tests take counts below 2**53; that many partitions can be added."""
 _NUMBERS: dict[type[Any], Callable[[Any], tuple[int | None, ...]]] = {
+    OrderSignal: lambda order: (order.data.version,),
     Result: lambda result: (result.version, result.look, result.evaluated_ms),
     Signal: lambda signal: (signal.data.result.version, signal.data.result.evaluated_ms),
     ConfigRecord: lambda config: (config.version, config.config_version, config.effective_ms),
@@ -447,19 +596,6 @@ def _check_rows(statistics: ExperimentStatistics) -> None:
             raise ValueError("bins and their counts must not be negative")
 
 
-def _version_of(result: Result) -> tuple[str, int]:
-    return result.experiment, result.version
-
-
-def first_signals(signals: Iterable[Signal]) -> dict[tuple[str, int], Signal]:
-    """The first stop or ship of each experiment version: decisions latch."""
-    found: dict[tuple[str, int], Signal] = {}
-    for signal in signals:
-        if signal.data.decision.action is not Action.HOLD:
-            found.setdefault((signal.data.result.experiment, signal.data.result.version), signal)
-    return found
-
-
 def _offsets(part: PartitionStatistics) -> PartitionOffsets:
     return PartitionOffsets(
         exposures=part.exposures.applied_offset,
@@ -486,15 +622,31 @@ def apart(parts: Sequence[PartitionStatistics], spread_ms: int) -> tuple[str, ..
     return () if apart_ms <= spread_ms else (f"the source partitions are {apart_ms / 1000:.1f} s apart",)
 
 
-def runtime(parts: list[PartitionStatistics], first_exposure_ms: int | None) -> int:
-    """Milliseconds from the first exposure to the watermark of the partition that is furthest behind."""
+def least_watermark(parts: Sequence[PartitionStatistics]) -> int | None:
+    """The watermark of the partition that is furthest behind; None before each has one."""
     watermarks = [part.watermark_ms for part in parts if part.watermark_ms is not None]
-    if first_exposure_ms is None or len(watermarks) < len(parts):
-        return 0
-    return max(0, min(watermarks) - first_exposure_ms)
+    return min(watermarks) if watermarks and len(watermarks) == len(parts) else None
 
 
-def signal_id(result: Result) -> str:
-    """Derived from experiment, version, decision and statistics: deriving the decision again gives the same id."""
-    text = f"{result.experiment}\0{result.version}\0{result.decision.action}\0{result.statistics_hash}"
+def runtime(parts: Sequence[PartitionStatistics], first_exposure_ms: int | None) -> int:
+    """Milliseconds from the first exposure to the watermark of the partition that is furthest behind."""
+    watermark_ms = least_watermark(parts)
+    return (
+        0 if first_exposure_ms is None or watermark_ms is None else max(0, watermark_ms - first_exposure_ms)
+    )
+
+
+def signal_id(result: Result, since: str | None = None) -> str:
+    """Derived from what is decided: deriving the same decision again gives the same id.
+
+    A conclusion is told by its statistics, an advance or allocation by the weight epochs it follows on.
+
+    Args:
+        result: with the decision.
+        since: the newest reset: what is decided after it is another decision than the one it took back.
+    """
+    moves = result.decision.action in (Action.ADVANCE, Action.ALLOCATE)
+    about = str(result.weight_epochs) if moves else result.statistics_hash
+    parts = [result.experiment, str(result.version), result.decision.action, about]
+    text = "\0".join([*parts, *([] if since is None else [since])])
     return hashlib.sha256(text.encode()).hexdigest()[:32]

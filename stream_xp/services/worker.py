@@ -110,6 +110,7 @@ class Worker:
         if self._sources:
             self._run(self._every(self.settings.flush_interval_ms / 1000, self.ingest.flush))
         if self._stats:
+            self._run(self.decide.follow())
             self._run(self._evaluate())
         if self.settings.broker == "apache":
             self._run(self._every(_TOPICS_S, self._watch_topics))
@@ -136,7 +137,7 @@ class Worker:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        parts = (self.app, self.experiments, self.writer)
+        parts = (self.app, self.experiments, self.decide, self.writer)
         await asyncio.gather(*(_within(part.stop(), _STOP_S) for part in parts))
 
     async def _close(self) -> None:

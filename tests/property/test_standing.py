@@ -63,6 +63,8 @@ decisions = st.builds(
     arm=st.sampled_from(["a", "b", "z"]),
     since=st.sampled_from(RESETS),
     proposed=st.booleans(),
+    stage=st.sampled_from([None, 0, 1, 2]),
+    weights=st.sampled_from([None, {"a": 0.4, "b": 0.6}, {"a": 0.4, "b": 0.4}, {"b": 1.0}]),
 )
 orders = st.builds(
     ordered,
@@ -199,6 +201,11 @@ def test_a_reset_begins_again():
         ([ordered("o", "pause"), decided("s", "advance", stage=1)], "the experiment is paused"),
         ([PROPOSED, decided("s9", "stop", proposed=True)], "signal s2 waits already"),
         ([decided("s", "hold")], "a hold changes nothing"),
+        ([decided("s", "advance", stage=2)], "the ramp has the stages 0 to 1"),
+        ([decided("s", "allocate")], "weights must name every arm"),
+        ([decided("s", "allocate", weights={"a": 1.0})], "weights must name every arm"),
+        ([decided("s", "allocate", weights={"a": 0.7, "b": 0.7})], "weights must be shares that sum to 1"),
+        ([decided("s", "allocate", weights={"a": -1.0, "b": 2.0})], "weights must be shares that sum to 1"),
     ],
 )
 def test_what_changes_nothing_says_why(log, rule):
