@@ -165,13 +165,17 @@ class Decide:
         self._standings: dict[_Version, tuple[int, Standing]] = {}
         self._unread: dict[_Version, list[Said]] = {}
         self._epochs: dict[_Version, _Epoch] = {}
-        self._signals: LogTail | None = None
+        self._tails: dict[str, LogTail] = {}
         self._primed: set[int] = set()
         self._configs: dict[str, ConfigRecord] = {}
         self._looks: dict[_Version, int] = {}
         self._taken: dict[_Version, tuple[LookTaken, ...]] = {}
         self._lock = asyncio.Lock()
         self._hearing = asyncio.Lock()
+        self._heard: dict[str, Callable[[bytes], None]] = {
+            "signals": self._hear_signal,
+            "config": self._hear_config,
+        }
         self._spread_ms = settings.idle_grace_ms + SPREAD_MS
 
     @property
@@ -194,29 +198,38 @@ class Decide:
             self._take(block.values)
 
     async def follow(self) -> None:
-        """Read what is said on the topic of signals, for ever; nothing before the first block has come."""
+        """Read what is new on the topics of signals and config, for ever; nothing before the first block has come."""
         while True:
-            if self._signals is not None:
-                await self.hear()
+            await self.hear()
             await asyncio.sleep(_HEAR_S)
 
-    async def hear(self) -> bool:
-        """Read what is new on the topic of signals; whether all that stood there was read."""
+    async def hear(self) -> None:
+        """Read what stands on the topics of signals and config by now, and was not read before."""
         async with self._hearing:
-            if self._signals is None:
-                return True
-            records, at_end = await self._signals.poll()
-            for record in records:
-                if record.value is not None:
-                    self._hear(record.value)
-            return at_end
+            await asyncio.gather(*(self._read_on(name, tail) for name, tail in self._tails.items()))
+
+    async def _read_on(self, name: str, tail: LogTail) -> None:
+        at_end = False
+        while not at_end:
+            records, at_end = await tail.poll()
+            for value in (record.value for record in records):
+                if value is not None:
+                    self._heard[name](value)
+
+    async def _listen(self) -> None:
+        """Connect, unless it is done, and read all that stands there."""
+        async with self._hearing:
+            for name in self._heard.keys() - self._tails.keys():
+                tail = LogTail(self._settings, self._settings.topic(name), range(self._partitions[name]))
+                await tail.start()
+                self._tails[name] = tail
+        await self.hear()
 
     async def stop(self) -> None:
         """Disconnect."""
         async with self._hearing:
-            signals, self._signals = self._signals, None
-            if signals is not None:
-                await signals.stop()
+            while self._tails:
+                await self._tails.popitem()[1].stop()
 
     async def evaluate(self) -> None:
         """Evaluate every experiment of which something changed, and write what follows."""
@@ -407,7 +420,7 @@ class Decide:
         """Write the config that follows from the newest weight epoch, unless it is there."""
         experiment = record.spec.experiment
         # Others write configs too: `apply` gives a new experiment its first.
-        await self._load_configs()
+        await self.hear()
         held = self._configs.get(experiment)
         if not config_is_due(record, heard, held):
             return
@@ -424,16 +437,7 @@ class Decide:
 
     async def _load(self) -> None:
         """Read all that was said, the newest configs, and how many looks there were."""
-        async with self._hearing:
-            if self._signals is None:
-                tail = LogTail(
-                    self._settings, self._settings.topic("signals"), range(self._partitions["signals"])
-                )
-                await tail.start()
-                self._signals = tail
-        while not await self.hear():
-            pass
-        await self._load_configs()
+        await self._listen()
         newest: dict[_Version, Result] = {}
         for result in await self._own("results", Result):
             key = (result.experiment, result.version)
@@ -444,12 +448,16 @@ class Decide:
             self._looks[key] = max(result.look, self._looks.get(key, 0))
             self._taken[key] = result.looks
 
-    async def _load_configs(self) -> None:
-        # Not the last one read: a worker that has lost its partitions can still write an older one.
-        configs = sorted(await self._own("config", ConfigRecord), key=lambda one: one.config_version)
-        self._configs = {config.experiment: config for config in configs}
+    def _hear_config(self, value: bytes) -> None:
+        """Keep the newest config: not the last one, for who has lost its partitions can still write an older one."""
+        config = _own_or_none("config", value, ConfigRecord)
+        if config is None:
+            return
+        held = self._configs.get(config.experiment)
+        if held is None or config.config_version >= held.config_version:
+            self._configs[config.experiment] = config
 
-    def _hear(self, value: bytes) -> None:
+    def _hear_signal(self, value: bytes) -> None:
         """Keep what one record of the topic of signals says; what is none is reported and left out."""
         record: Signal | OrderSignal | None
         if _type_of(value) == OPERATOR_TYPE:

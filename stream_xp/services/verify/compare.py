@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 TOLERANCE: Final = 1e-9
 """Relative; two processors differ in the last digits of a logarithm, and statistics are compared by their hash."""
 TELEMETRY: Final = frozenset(
-    {"look", "evaluated_ms", "code_version", "offsets", "schema", "weight_epochs", "spread_ms"}
+    {"look", "evaluated_ms", "code_version", "offsets", "schema", "weight_epochs", "spread_ms", "rollout"}
 )
 """Fields of a result that do not follow from the raw topics, or that the derivation starts from."""
 _FIRST: Final = (
@@ -27,7 +27,7 @@ _FIRST: Final = (
     "sample_ratio",
     "metrics",
 )
-_NAMED: Final = ("metric", "arm", "segment", "quantile")
+_NAMED: Final = ("metric", "arm", "segment", "quantile", "look")
 
 
 class Line(msgspec.Struct, frozen=True, kw_only=True):

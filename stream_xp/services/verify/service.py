@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import msgspec
 
 from stream_xp import __version__
-from stream_xp.domain.decision import Action, PartitionOffsets, Result, Signal
+from stream_xp.domain.codec import decode_own
+from stream_xp.domain.decision import Action, LookTaken, PartitionOffsets, Result, Signal
 from stream_xp.domain.experiment import METHODS, ExperimentRecord, record_rules
+from stream_xp.domain.operator import OrderSignal
 from stream_xp.domain.statistics import (
     ExperimentStatistics,
     PartitionStatistics,
@@ -18,10 +20,12 @@ from stream_xp.domain.statistics import (
     add_outcomes,
     merge,
 )
-from stream_xp.engine.evaluate import evaluate
-from stream_xp.engine.policy import decide
+from stream_xp.engine.conclusion import guarantee, information, looked
+from stream_xp.engine.evaluate import Evaluation, evaluate
+from stream_xp.engine.standing import NOTHING_SAID
+from stream_xp.engine.steering import Seen, steer
 from stream_xp.errors import ConfigError
-from stream_xp.services.decide import SPREAD_MS, apart, runtime, signal_id
+from stream_xp.services.decide import SPREAD_MS, apart, least_watermark, runtime, signal_id
 from stream_xp.services.oracle.prefixes import (
     Logs,
     Prefix,
@@ -36,7 +40,7 @@ from stream_xp.services.oracle.recompute import EXPOSURES, LoggedSpec, conclude
 from stream_xp.services.oracle.report import Place
 from stream_xp.services.oracle.service import read_specs
 from stream_xp.services.passed_over import PassedOver
-from stream_xp.services.verify.compare import Line, line, result_lines
+from stream_xp.services.verify.compare import Line, line, result_lines, same
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -137,13 +141,15 @@ def verify(
 
 
 def read_signals(reader: LogReader, settings: Settings, passed_over: PassedOver) -> list[Standing]:
-    """Return every signal in the order of the log; records that are none are passed over."""
+    """Return every signal in the order of the log; records that are neither signals nor orders are passed over."""
     topic = settings.topic("signals")
     found: list[Standing] = []
     for partition in reader.partitions(topic):
         for one in reader.read_all(topic, partition):
             place = Place(topic=topic, partition=partition, offset=one.offset)
-            signal = passed_over.decoded(one.value, Signal, topic=topic, place=str(place))
+            signal = None
+            if not _is_order(one.value or b""):
+                signal = passed_over.decoded(one.value, Signal, topic=topic, place=str(place))
             if signal is not None:
                 found.append(Standing(place, signal))
     return found
@@ -165,6 +171,14 @@ def _under(standing: Sequence[Standing], signal: str, topic: str) -> list[Standi
     return found
 
 
+def _is_order(value: bytes) -> bool:
+    try:
+        decode_own(value, OrderSignal)
+    except ConfigError:
+        return False
+    return True
+
+
 def _distinct(standing: Sequence[Standing]) -> list[Standing]:
     first: dict[bytes, Standing] = {}
     for one in standing:
@@ -173,20 +187,22 @@ def _distinct(standing: Sequence[Standing]) -> list[Standing]:
 
 
 def _superseded(one: Standing, standing: Sequence[Standing]) -> tuple[str, ...]:
-    """Say so where another signal of the version came first: decisions latch."""
-    key = _version(one.signal)
-    held = [
-        other
-        for other in standing
-        if _version(other.signal) == key and other.signal.data.decision.action is not Action.HOLD
-    ]
+    """Say so where another conclusion of the version came first: decisions latch, up to a reset."""
+    if not _concludes(one.signal):
+        return ()
+    key = _latch(one.signal)
+    held = [other for other in standing if _concludes(other.signal) and _latch(other.signal) == key]
     if not held or held[0].place == one.place:
         return ()
     return (f"not the decision in force: signal {held[0].signal.id} at {held[0].place} came first",)
 
 
-def _version(signal: Signal) -> tuple[str, int]:
-    return signal.data.result.experiment, signal.data.result.version
+def _concludes(signal: Signal) -> bool:
+    return signal.data.decision.action in (Action.STOP, Action.SHIP) and not signal.data.proposed
+
+
+def _latch(signal: Signal) -> tuple[str, int, str | None]:
+    return signal.data.result.experiment, signal.data.result.version, signal.data.since
 
 
 # --- one signal -------------------------------------------------------------------------------------------
@@ -344,7 +360,9 @@ def _result(
     spread_ms = settings.idle_grace_ms + SPREAD_MS if recorded.spread_ms is None else recorded.spread_ms
     evaluation = evaluate(record, statistics)
     evaluation = dataclasses.replace(evaluation, invalid=(*evaluation.invalid, *apart(parts, spread_ms)))
-    runtime_ms = runtime(list(parts), statistics.first_exposure_ms)
+    runtime_ms = runtime(parts, statistics.first_exposure_ms)
+    looks = looked(record.spec, evaluation, _looks_before(recorded, record, evaluation))
+    seen = Seen(statistics, watermark_ms=least_watermark(parts), runtime_ms=runtime_ms, looks=looks)
     return msgspec.structs.replace(
         recorded,
         design_hash=record.design_hash,
@@ -356,15 +374,27 @@ def _result(
         segments=evaluation.segments,
         sample_ratio=evaluation.sample_ratio,
         invalid=evaluation.invalid,
-        decision=decide(record.spec, evaluation, runtime_ms=runtime_ms),
+        # Standing only ever holds a decision back: what was signalled follows from the evidence alone.
+        decision=steer(record, NOTHING_SAID, evaluation, seen).decision,
+        guarantee=guarantee(record.spec),
+        looks=looks,
         exposure_outcomes=add_outcomes(part.exposure_outcomes for part in parts),
         reward_outcomes=add_outcomes(part.reward_outcomes for part in parts),
     )
 
 
+def _looks_before(
+    recorded: Result, record: ExperimentRecord, evaluation: Evaluation
+) -> tuple[LookTaken, ...]:
+    """The looks of a group sequential rule before this one, which may be the last of those recorded."""
+    looks = recorded.looks
+    mine = looks and same(looks[-1].information, information(record.spec, evaluation))
+    return looks[:-1] if mine else looks
+
+
 def _signal_lines(signal: Signal, derived: Result) -> Iterator[Line]:
     """Give what stands around the result."""
-    yield line("signal id", signal.id, signal_id(derived))
+    yield line("signal id", signal.id, signal_id(derived, signal.data.since))
     yield line("signal subject", signal.subject, derived.experiment)
     recorded, ours = (msgspec.to_builtins(one) for one in (signal.data.decision, derived.decision))
     for name, value in recorded.items():

@@ -20,6 +20,7 @@ from stream_xp.cli import main
 from stream_xp.domain.codec import Limits
 from stream_xp.domain.decision import Action, PartitionOffsets, Result, Signal
 from stream_xp.domain.experiment import ExperimentRecord, ExperimentSpec, WeightEpoch
+from stream_xp.domain.operator import OperatorAction, Order, OrderSignal
 from stream_xp.domain.statistics import PartitionStatistics
 from stream_xp.engine.columns import Block, exposure_columns, reward_columns
 from stream_xp.engine.registry import Entry, Registry
@@ -31,6 +32,7 @@ from stream_xp.services.oracle import service as oracle_module
 from stream_xp.services.oracle.prefixes import rules_of
 from stream_xp.services.oracle.reading import LogShortError, LogTruncatedError
 from stream_xp.services.oracle.recompute import LoggedRecord, LoggedSpec
+from stream_xp.services.passed_over import PassedOver
 from stream_xp.services.verify import service as module
 from stream_xp.services.verify.compare import line, result_lines
 from stream_xp.services.verify.service import Verdict, Verification, verify
@@ -123,6 +125,16 @@ class Broker:
         return [LogRecord(0, one.offset, T, one.key, one.value) for one in self.logs[topic, 0]]
 
 
+class Silence:
+    """`LogTail` of a topic on which nothing was said."""
+
+    async def start(self) -> None:
+        pass
+
+    async def poll(self) -> tuple[list[LogRecord], bool]:
+        return [], True
+
+
 class Specs:
     def __init__(self, record: ExperimentRecord) -> None:
         self.registry = Registry([Entry(offset=0, experiment="exp", in_force_ms=0, record=record)])
@@ -139,6 +151,7 @@ def broker(monkeypatch: pytest.MonkeyPatch) -> Broker:
     monkeypatch.setattr(module, "open_reader", opened)
     monkeypatch.setattr(oracle_module, "open_reader", opened)
     monkeypatch.setattr(decide_module, "read_all", broker.read_everything)
+    monkeypatch.setattr(decide_module, "LogTail", lambda *_: Silence())
     return broker
 
 
@@ -171,9 +184,11 @@ def parts(broker: Broker, *, watermark_ms: int = T + 9_000) -> list[PartitionSta
         LoggedSpec(one.timestamp_ms, "exp", msgspec.json.decode(one.value or b"", type=ExperimentRecord))
         for one in broker.logs["xp.experiments", 0]
     ]
+    newest = specs[-1].record
+    assert newest is not None
     return [
         published_part(
-            SPEC,
+            newest.spec,
             *(broker.logs[f"xp.{topic}", partition] for topic in ("exposures", "rewards")),
             specs,
             settings=SETTINGS,
@@ -634,6 +649,44 @@ def test_values_are_the_same_but_for_rounding(recorded: object, derived: object,
     assert line("x", recorded, derived).equal is equal
 
 
+def test_an_advance_is_derived_again(broker: Broker) -> None:
+    stages = [{"coverage": 0.25, "minimum_units": 400}, {"coverage": 1.0}]
+    guardrail = {
+        "key": "errors",
+        "kind": "conversion",
+        "role": "guardrail",
+        "direction": "decrease",
+        "attribution_window": "1s",
+        "margin": {"absolute": 0.3},
+    }
+    given = msgspec.to_builtins(SPEC)
+    given |= {"ramp": {"stages": stages}, "metrics": [*given["metrics"], guardrail]}
+    spec = msgspec.convert(given, ExperimentSpec)
+    first = WeightEpoch(epoch=0, weights=spec.weights, effective_ms=0, coverage=0.25)
+    record = ExperimentRecord(spec=spec, epochs=(first,), design_hash=spec.design_hash())
+    fill(broker, record=record)
+    signal = decided(broker, parts(broker), record=record)
+    assert (signal.data.decision.action, signal.data.decision.stage) == (Action.ADVANCE, 1)
+    assert only(verify(SETTINGS, signal.id)).verdict is Verdict.EQUAL
+    forged = msgspec.structs.replace(signal.data.decision, stage=0)
+    data = msgspec.structs.replace(with_result(signal, decision=forged).data, decision=forged)
+    rewrite(broker, msgspec.structs.replace(signal, data=data))
+    found = only(verify(SETTINGS, signal.id))
+    assert found.verdict is Verdict.DIFFERENT
+    assert found.first_difference is not None
+    assert found.first_difference.what == "signal stage"
+
+
+def test_an_order_is_no_unreadable_signal(broker: Broker) -> None:
+    order = Order(experiment="exp", version=1, action=OperatorAction.STOP, actor="kim", reason="so")
+    said = OrderSignal(id="o", source="/people", subject="exp", time="t", data=order)
+    for value in (msgspec.json.encode(said), b"{"):
+        broker.add("xp.signals", b"exp", value)
+    passed_over = PassedOver()
+    assert module.read_signals(broker, SETTINGS, passed_over) == []  # type: ignore[arg-type]
+    assert passed_over.counts == {"xp.signals": 1}
+
+
 def test_every_field_of_a_result_is_compared_but_telemetry(broker: Broker) -> None:
     fill(broker)
     result = decided(broker, parts(broker)).data.result
@@ -647,4 +700,5 @@ def test_every_field_of_a_result_is_compared_but_telemetry(broker: Broker) -> No
         "schema",
         "weight_epochs",
         "spread_ms",
+        "rollout",
     } | ({"invalid"} - compared)
