@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import math
-
 import msgspec
 import pytest
 
@@ -12,12 +10,11 @@ from stream_xp.domain.decision import (
     Method,
     MetricResult,
     MetricState,
-    RolloutStatus,
     SampleRatio,
 )
-from stream_xp.domain.experiment import ExperimentRecord, ExperimentSpec, WeightEpoch
+from stream_xp.domain.experiment import ExperimentSpec
 from stream_xp.engine.evaluate import Evaluation
-from stream_xp.engine.policy import config_after, decide
+from stream_xp.engine.policy import decide
 
 THRESHOLD = 3.0
 HOUR_MS = 3_600_000
@@ -286,44 +283,3 @@ def test_a_hold_does_not_latch():
     held = Decision(action=Action.HOLD, reason="then")
     assert decided(*WIN, latched=held).action is Action.SHIP
     assert decided(HARM, latched=held).action is Action.STOP
-
-
-# ---- config ------------------------------------------------------------------------------------------
-
-
-def config(decision, *, arms="abc"):
-    plan = spec(arms=arms, version=3)
-    epochs = tuple(WeightEpoch(epoch=e, weights=plan.weights, effective_ms=e) for e in range(2))
-    record = ExperimentRecord(spec=plan, epochs=epochs, design_hash=plan.design_hash())
-    return config_after(record, decision, config_version=5, effective_ms=17, signal_id="s")
-
-
-@pytest.mark.parametrize(
-    ("decision", "status", "winner"),
-    [
-        (STOPPED, RolloutStatus.STOPPED, "a"),
-        (Decision(action=Action.STOP, reason="mismatch"), RolloutStatus.STOPPED, "a"),
-        (SHIPPED, RolloutStatus.SHIPPED, "c"),
-    ],
-)
-def test_all_traffic_follows_the_decision(decision, status, winner):
-    made = config(decision)
-    assert made.status is status
-    assert made.weights == {"a": 0.0, "b": 0.0, "c": 0.0} | {winner: 1.0}
-    assert math.fsum(made.weights.values()) == 1.0
-    assert (made.experiment, made.version, made.weight_epoch) == ("e", 3, 2)
-    assert (made.config_version, made.effective_ms, made.signal_id) == (5, 17, "s")
-
-
-@pytest.mark.parametrize(
-    "decision",
-    [
-        Decision(action=Action.HOLD, reason="inconclusive"),
-        Decision(action=Action.HOLD, reason="inconclusive", arm="b"),
-        Decision(action=Action.SHIP, reason="no arm"),
-        Decision(action=Action.SHIP, reason="another experiment's arm", arm="z"),
-    ],
-)
-def test_weights_that_are_no_distribution_are_never_written(decision):
-    with pytest.raises(ValueError, match="no config follows"):
-        config(decision)
