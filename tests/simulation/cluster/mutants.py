@@ -8,17 +8,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
+import msgspec
+
 from stream_xp.adapters.kafka_log import LogWriter
-from stream_xp.domain.decision import Decision
+from stream_xp.domain.decision import Result
 from stream_xp.domain.statistics import Progress
 from stream_xp.engine import snapshot_log
 from stream_xp.engine.columns import Block
+from stream_xp.engine.standing import Demand, Latch, Standing
 from stream_xp.engine.state import EXPOSURES, PartitionState
+from stream_xp.engine.steering import config_after, epoch_after
 from stream_xp.services import decide as decide_module
+from stream_xp.services.decide import Decide
 from stream_xp.services.experiments import Experiments
 from stream_xp.services.ingest import Ingest
 
@@ -112,42 +118,35 @@ def _state_is_kept_at_a_rebalance() -> Patch:
 
 def _no_latch() -> Patch:
     """A decision is made anew at each look."""
-    made = decide_module.decide
+    made = decide_module.steer
 
-    def decide(*args: Any, latched: Decision | None = None, **named: Any) -> Decision:
-        return made(*args, **named)
+    def steer(record: Any, standing: Standing, *args: Any, **named: Any) -> Any:
+        return made(record, dataclasses.replace(standing, latched=None), *args, **named)
 
-    return mock.patch.object(decide_module, "decide", decide)
+    return mock.patch.object(decide_module, "steer", steer)
 
 
 def _signals_are_not_read() -> Patch:
-    """Whoever starts does not look what was decided before."""
-    return mock.patch.object(decide_module, "first_signals", lambda signals: dict.fromkeys(signals and (), 0))
+    """Nobody looks what was decided before."""
+    return mock.patch.object(Decide, "_hear_signal", return_value=None)
 
 
 def _config_before_signal() -> Patch:
     """Applications are told before the decision is on the log."""
-    held: dict[int, list[tuple[str, bytes, bytes | None]]] = {}
-    send = LogWriter.send
+    send_signal = Decide._send_signal
 
-    async def withhold(self: LogWriter, topic: str, *, key: bytes, value: bytes | None, **named: Any) -> Any:
-        if not topic.endswith("signals"):
-            return await send(self, topic, key=key, value=value, **named)
-        held.setdefault(id(self), []).append((topic, key, value))
-        return asyncio.sleep(0)
+    async def early(self: Decide, result: Result, *, proposed: bool, since: str | None) -> None:
+        record = self._experiments.registry.newest(result.experiment, result.version)
+        assert record is not None
+        latch = Latch(result.decision, decide_module.signal_id(result, since))
+        demand = Demand(result.decision.action, latch.signal_id, result.decision)
+        epoch = epoch_after(record, demand, effective_ms=result.evaluated_ms)
+        moved = msgspec.structs.replace(record, epochs=(*record.epochs, epoch))
+        config = config_after(moved, Standing(latched=latch), config_version=1, now_ms=result.evaluated_ms)
+        await self._write("config", [(result.experiment, config)])
+        await send_signal(self, result, proposed=proposed, since=since)
 
-    async def late(self: LogWriter, sent: Any, topic: str) -> None:
-        await _durable(self, sent, topic)
-        if topic.endswith("config"):
-            signals = held.pop(id(self), [])
-            await _durable(
-                self, [await send(self, t, key=key, value=value) for t, key, value in signals], topic
-            )
-
-    stack = contextlib.ExitStack()
-    stack.enter_context(mock.patch.object(LogWriter, "send", withhold))
-    stack.enter_context(mock.patch.object(LogWriter, "durable", late))
-    return stack
+    return mock.patch.object(Decide, "_send_signal", early)
 
 
 def _ownership_is_not_looked_at() -> Patch:

@@ -15,7 +15,7 @@ from stream_xp.domain.experiment import ExperimentRecord
 from stream_xp.domain.statistics import ExperimentStatistics, PartitionStatistics, merge
 from stream_xp.engine.evaluate import evaluate
 from stream_xp.engine.policy import decide
-from stream_xp.services.decide import first_signals, runtime
+from stream_xp.services.decide import runtime
 from stream_xp.services.oracle.recompute import (
     EXPOSURES,
     REWARDS,
@@ -290,7 +290,7 @@ class Verdict:
 
     def check_configs(self) -> None:
         """I10: what was decided first is what applications follow, and what is said last."""
-        signals = first_signals(self._world.watch.signals)
+        signals = _first(self._world.watch.signals)
         newest: dict[str, int] = {}
         for _, _, result in self._world.watch.results:
             newest[result.experiment] = max(result.version, newest.get(result.experiment, 0))
@@ -335,6 +335,14 @@ def _finite(value: Any) -> bool:
 def _require(holds: bool, invariant: str, text: str) -> None:
     if not holds:
         raise BrokenError(f"{invariant}: {text}")
+
+
+def _first(signals: list[Signal]) -> dict[tuple[str, int], Signal]:
+    """The first stop or ship of each experiment version: nobody resets one here."""
+    found: dict[tuple[str, int], Signal] = {}
+    for signal in signals:
+        found.setdefault((signal.data.result.experiment, signal.data.result.version), signal)
+    return found
 
 
 def _newest(published: list[PartitionStatistics]) -> dict[tuple[str, int, int], PartitionStatistics]:
