@@ -60,8 +60,8 @@ from stream_xp.engine.steering import (
     owed_epoch,
     rollout_state,
     steer,
-    weights_stay,
 )
+from stream_xp.engine.weights_by_policy import weights_by_policy
 from stream_xp.errors import ConfigError
 from stream_xp.services.experiments import Experiments
 from stream_xp.settings import Settings
@@ -152,7 +152,7 @@ class Decide:
         writer: LogWriter,
         clock: Clock,
         partitions: dict[str, int],
-        allocator: Allocator = weights_stay,
+        allocator: Allocator = weights_by_policy,
     ) -> None:
         self._settings = settings
         self._experiments = experiments

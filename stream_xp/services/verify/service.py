@@ -24,6 +24,7 @@ from stream_xp.engine.conclusion import guarantee, information, looked
 from stream_xp.engine.evaluate import Evaluation, evaluate
 from stream_xp.engine.standing import NOTHING_SAID
 from stream_xp.engine.steering import Seen, steer
+from stream_xp.engine.weights_by_policy import weights_by_policy
 from stream_xp.errors import ConfigError
 from stream_xp.services.decide import SPREAD_MS, apart, least_watermark, runtime, signal_id
 from stream_xp.services.oracle.prefixes import (
@@ -375,7 +376,7 @@ def _result(
         sample_ratio=evaluation.sample_ratio,
         invalid=evaluation.invalid,
         # Standing only ever holds a decision back: what was signalled follows from the evidence alone.
-        decision=steer(record, NOTHING_SAID, evaluation, seen).decision,
+        decision=steer(record, NOTHING_SAID, evaluation, seen, allocator=weights_by_policy).decision,
         guarantee=guarantee(record.spec),
         looks=looks,
         exposure_outcomes=add_outcomes(part.exposure_outcomes for part in parts),
