@@ -49,6 +49,7 @@ from stream_xp.domain.statistics import (
 from stream_xp.engine.columns import Block
 from stream_xp.engine.conclusion import guarantee, looked
 from stream_xp.engine.evaluate import Evaluation, evaluate_all
+from stream_xp.engine.registry import FOREVER
 from stream_xp.engine.standing import NOTHING_SAID, Demand, Said, Standing, said, standing
 from stream_xp.engine.steering import (
     Allocator,
@@ -386,21 +387,27 @@ class Decide:
     async def _follow_up(self, look: _Look, heard: Standing) -> None:
         """Take the next step of the chain from signal to config, if one is missing; come back for the one after."""
         record = look.record
+        experiment, version = look.version
         owed = owed_epoch(record, heard)
-        due = config_is_due(record, heard, self._configs.get(record.spec.experiment))
-        if (owed is None and not due) or self._superseded(record):
+        if owed is None and not config_is_due(record, heard, self._configs.get(experiment)):
             return
-        if owed is not None:
+        in_force = self._experiments.registry.in_force(experiment, FOREVER - 1)
+        if isinstance(in_force, int):
+            await self._end(record, heard, owed)
+        elif in_force[0].version > version:
+            return  # Only the newer version can move now.
+        elif owed is not None:
             look.watched.changed = True
             await self._send_epoch(record, owed)
         else:
             await self._send_config(record, heard)
 
-    def _superseded(self, record: ExperimentRecord) -> bool:
-        """Whether a newer version has been applied, which alone can move now."""
-        experiment, version = record.spec.experiment, record.spec.version
-        slots = self._experiments.registry.slots
-        return any(slot.experiment == experiment and slot.version > version for slot in slots)
+    async def _end(self, record: ExperimentRecord, heard: Standing, owed: Demand | None) -> None:
+        """Tell applications how an archived experiment ended: it takes no more weight epochs, and nobody is exposed."""
+        if owed is not None and owed.action in (Action.STOP, Action.SHIP):
+            last = epoch_after(record, owed, effective_ms=self._clock.now_ms())
+            record = msgspec.structs.replace(record, epochs=(*record.epochs, last))
+            await self._send_config(record, heard)
 
     async def _send_epoch(self, record: ExperimentRecord, owed: Demand) -> None:
         """Write the weight epoch that a signal asks for, unless it is on its way back already."""

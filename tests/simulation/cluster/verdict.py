@@ -295,7 +295,12 @@ class Verdict:
         for _, _, result in self._world.watch.results:
             newest[result.experiment] = max(result.version, newest.get(result.experiment, 0))
         for (experiment, version), signal in signals.items():
-            if newest.get(experiment) != version:
+            applied = [
+                spec.record.spec.version
+                for spec in self._specs
+                if spec.experiment == experiment and spec.record
+            ]
+            if newest.get(experiment) != version or max(applied) > version:
                 continue
             *_, last = [one for _, _, one in self._world.watch.results if one.experiment == experiment]
             _require(

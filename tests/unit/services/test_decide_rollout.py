@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from stream_xp.domain.decision import Action, ConfigRecord, Decision, RolloutStatus, Signal, SignalData
-from stream_xp.domain.experiment import ExperimentRecord, ExperimentSpec, WeightEpoch
+from stream_xp.domain.experiment import ExperimentRecord, ExperimentSpec, Status, WeightEpoch
 from stream_xp.domain.operator import OperatorAction, Order, OrderSignal
 from stream_xp.domain.statistics import Outcomes, PartitionStatistics, Progress, build
 from stream_xp.engine.registry import Entry, Registry
@@ -448,3 +448,21 @@ def test_ids_tell_decisions_apart() -> None:
         of("advance", since="o"),
     ]
     assert len(set(different)) == len(different)
+
+
+@pytest.mark.parametrize("archived", [True, False], ids=["archived", "tombstone"])
+def test_applications_are_told_of_the_end_of_an_archived_experiment(log: Log, archived: bool) -> None:
+    """No weight epoch can follow, and none is tried."""
+
+    async def scenario() -> None:
+        world = World(log, experiment())
+        decide = world.worker()
+        over = msgspec.structs.replace(world.record, status=Status.ARCHIVED) if archived else None
+        log.registries[0].add([Entry(offset=2, experiment="exp", in_force_ms=2, record=over)])
+        for _ in range(3):
+            await world.look(decide, **HARMED)
+        assert log.records() == []
+        (config,) = log.configs()
+        assert (config.status, config.weights) == (RolloutStatus.STOPPED, {"a": 1.0, "b": 0.0})
+
+    asyncio.run(scenario())
