@@ -323,6 +323,11 @@ def guardrails(evaluation: Evaluation) -> list[MetricResult]:
     return [result for result in evaluation.metrics if result.role == Role.GUARDRAIL]
 
 
+def harmed_arms(evaluation: Evaluation) -> frozenset[str]:
+    """The arms in which a guardrail is proven harmed."""
+    return frozenset(result.arm for result in guardrails(evaluation) if result.state is MetricState.HARMED)
+
+
 def all_safe(evaluation: Evaluation) -> bool:
     """Whether there is a guardrail, and every one is proven non-inferior in every arm."""
     states = {result.state for result in guardrails(evaluation)}

@@ -19,7 +19,7 @@ from stream_xp.domain.fields import duration_ms
 from stream_xp.domain.operator import OperatorAction
 from stream_xp.domain.rollout import Allocation, Mode, Policy
 from stream_xp.domain.statistics import ExperimentStatistics
-from stream_xp.engine.conclusion import futility, invalid, ship
+from stream_xp.engine.conclusion import futility, harmed_arms, invalid, ship
 from stream_xp.engine.evaluate import Evaluation
 from stream_xp.engine.policy import hold, stop
 from stream_xp.engine.ramp import Step, ramp_step
@@ -107,7 +107,8 @@ def steer(
     In the order of precedence:
 
     1. a stop or ship in force stays;
-    2. stop: harm or a wrong sample ratio is proven; neither a pause nor a mode holds it back;
+    2. stop: harm or a wrong sample ratio is proven; neither a pause nor a mode holds it back. Where weights follow a
+       policy and another treatment is left, an arm that harms is closed instead: it gets no more units;
     3. hold: the data are invalid, a person holds the experiment or has been asked, or weights are on their way;
     4. advance: the next stage of the ramp is due;
     5. ship, then stop for futility; in the mode `approve` both are proposed, and not again after a refusal;
@@ -130,15 +131,59 @@ def steer(
         watermark_ms=seen.watermark_ms,
         paused=standing.paused is not None,
     )
-    protecting = stop(evaluation)
-    if protecting is not None:
-        return Steering(protecting, step=step)
     held = _held(record, standing, evaluation)
+    protecting = stop(evaluation)
+    if protecting is not None and not _closed_already(record, standing, evaluation):
+        closing = None if held else _closing(record, evaluation, seen, allocator)
+        return Steering(closing or protecting, step=step)
     if held is None:
         return _moving(record, standing, evaluation, seen, step=step, allocator=allocator)
     shown = hold(spec, evaluation, seen.runtime_ms, looks=seen.looks)
     reason = shown.reason if invalid(evaluation) else held
     return Steering(_hold(reason), step=step, waits=(*step.waits, held))
+
+
+def _closable(spec: ExperimentSpec, evaluation: Evaluation) -> frozenset[str]:
+    """The arms that harm, where they can be closed and the experiment go on without them; else none."""
+    adaptive = spec.allocation is not None and spec.allocation.policy is not Policy.FIXED
+    mismatch = evaluation.sample_ratio is not None and evaluation.sample_ratio.mismatch
+    harmed = harmed_arms(evaluation)
+    left = {arm.key for arm in spec.treatments} - harmed
+    return harmed if adaptive and left and not mismatch else frozenset()
+
+
+def _closed_already(record: ExperimentRecord, standing: Standing, evaluation: Evaluation) -> bool:
+    """Whether all the arms that harm have no weight any more, or will have none as soon as what is owed is there."""
+    harmed, owed = _closable(record.spec, evaluation), owed_epoch(record, standing)
+    if not harmed:
+        return False
+    newest: Decision | WeightEpoch = record.epochs[-1]
+    if owed is not None and owed.decision is not None and owed.decision.weights is not None:
+        newest = owed.decision
+    return _without(harmed, newest.weights or {}, newest.contexts)
+
+
+def _without(arms: frozenset[str], weights: dict[str, float], contexts: dict[str, dict[str, float]]) -> bool:
+    return all(one.get(arm, 0.0) == 0.0 for one in (weights, *contexts.values()) for arm in arms)
+
+
+def _closing(
+    record: ExperimentRecord, evaluation: Evaluation, seen: Seen, allocator: Allocator
+) -> Decision | None:
+    """The allocation that closes the arms that harm; None where it cannot, and all must stop."""
+    harmed = _closable(record.spec, evaluation)
+    if not harmed or _full(record) is not None:
+        return None
+    wanted = allocator(record, seen.statistics, evaluation)
+    if wanted.weights is None or not _without(harmed, wanted.weights, wanted.contexts):
+        return None
+    listed = ", ".join(sorted(harmed))
+    return Decision(
+        action=Action.ALLOCATE,
+        reason=f"harm is proven, no more units for {listed}; {wanted.reason}",
+        weights=wanted.weights,
+        contexts=wanted.contexts,
+    )
 
 
 def _moving(

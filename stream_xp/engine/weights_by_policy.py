@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from stream_xp.domain.decision import MetricState
 from stream_xp.domain.experiment import ExperimentRecord, ExperimentSpec, Metric
 from stream_xp.domain.rollout import Allocation
 from stream_xp.domain.rollout import Policy as Wish
 from stream_xp.domain.statistics import ExperimentStatistics
 from stream_xp.engine.allocation import BurnIn, Constraints, Policy, Prior, allocate, evidence_of
-from stream_xp.engine.conclusion import guardrails
+from stream_xp.engine.conclusion import harmed_arms
 from stream_xp.engine.evaluate import Evaluation
 from stream_xp.engine.steering import Wanted
 
@@ -28,14 +27,9 @@ def weights_by_policy(
     if allocation is None or metric is None:
         return Wanted(None, {}, "the spec has no metric to follow")
     try:
-        return _wanted(record, statistics, allocation, metric, closed=closed_arms(evaluation))
+        return _wanted(record, statistics, allocation, metric, closed=harmed_arms(evaluation))
     except ValueError as error:
         return Wanted(None, {}, f"weights stay: {error}")
-
-
-def closed_arms(evaluation: Evaluation) -> frozenset[str]:
-    """The arms in which a guardrail is proven harmed."""
-    return frozenset(r.arm for r in guardrails(evaluation) if r.state is MetricState.HARMED)
 
 
 def _wanted(
