@@ -27,6 +27,8 @@ from stream_xp.engine.standing import Demand, Standing
 
 MAX_EPOCHS = 1000
 """Weight epochs of one version. Statistics are kept by epoch, and a record must fit its topic."""
+MAX_EPOCH_BYTES = 500_000
+"""Of all weight epochs of one version together, about: half of what a record of their topic may have."""
 RESERVED_EPOCHS = 10
 """Of them, those that only a conclusion or a person's order may take."""
 
@@ -256,13 +258,15 @@ def _what(decision: Decision) -> tuple[Action, str | None]:
 
 
 def _full(record: ExperimentRecord) -> str | None:
-    left = epochs_left(record)
-    return None if left > 0 else f"version {record.spec.version} has had all its {MAX_EPOCHS} weight epochs"
+    if epochs_left(record) > 0:
+        return None
+    return f"version {record.spec.version} has had all its weight epochs, {len(record.epochs)}"
 
 
 def epochs_left(record: ExperimentRecord) -> int:
-    """How many more weight epochs the ramp and the policies may begin."""
-    return max(0, MAX_EPOCHS - RESERVED_EPOCHS - len(record.epochs))
+    """How many more weight epochs the ramp and the policies may begin, were they as long as the newest one."""
+    most = min(MAX_EPOCHS, MAX_EPOCH_BYTES // len(msgspec.json.encode(record.epochs[-1])))
+    return max(0, most - RESERVED_EPOCHS - len(record.epochs))
 
 
 # --- weights -------------------------------------------------------------------------------------------------

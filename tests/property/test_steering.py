@@ -26,6 +26,7 @@ from stream_xp.engine.steering import (
     config_after,
     config_is_due,
     epoch_after,
+    epochs_left,
     owed_epoch,
     steer,
 )
@@ -351,4 +352,18 @@ def test_the_last_weight_epochs_are_kept_for_the_end(epochs, action):
     steering = steer(one, NOTHING_SAID, evaluate(one, found), seen, allocator=even)
     assert steering.decision.action == action
     if action == "hold":
-        assert steering.waits == (f"version 1 has had all its {MAX_EPOCHS} weight epochs",)
+        assert steering.waits == (f"version 1 has had all its weight epochs, {epochs}",)
+
+
+def test_weight_epochs_fit_their_record():
+    """With weights for many contexts there are fewer of them."""
+    plain = ramped()
+    contexts = {f"context {at}": {"a": 0.123456789, "b": 0.3, "c": 0.576543211} for at in range(64)}
+    wide = msgspec.structs.replace(plain.epochs[0], contexts=contexts)
+    many = msgspec.structs.replace(plain, epochs=(wide,))
+    assert epochs_left(plain) == MAX_EPOCHS - RESERVED_EPOCHS - 1
+    left = epochs_left(many)
+    full = msgspec.structs.replace(many, epochs=(wide,) * (left + 1 + RESERVED_EPOCHS))
+    assert 20 < left < 200
+    assert len(msgspec.json.encode(full)) < 1_000_000
+    assert epochs_left(full) == 0
