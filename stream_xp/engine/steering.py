@@ -14,7 +14,7 @@ from stream_xp.domain.decision import (
     RolloutState,
     RolloutStatus,
 )
-from stream_xp.domain.experiment import ExperimentRecord, ExperimentSpec, WeightEpoch
+from stream_xp.domain.experiment import ExperimentRecord, ExperimentSpec, WeightEpoch, most_epochs
 from stream_xp.domain.fields import duration_ms
 from stream_xp.domain.operator import OperatorAction
 from stream_xp.domain.rollout import Allocation, Mode, Policy
@@ -26,11 +26,11 @@ from stream_xp.engine.ramp import Step, ramp_step
 from stream_xp.engine.standing import Demand, Standing
 
 MAX_EPOCHS = 1000
-"""Weight epochs of one version. Statistics are kept by epoch, and a record must fit its topic."""
+"""Weight epochs of one version, if its statistics have room for so many (`most_epochs`): each is a stratum to test."""
 MAX_EPOCH_BYTES = 500_000
 """Of all weight epochs of one version together, about: half of what a record of their topic may have."""
 RESERVED_EPOCHS = 10
-"""Of them, those that only a conclusion or a person's order may take."""
+"""Of them, those that only a conclusion or a person's order may take; at most a quarter, at least one."""
 
 
 class Seen(NamedTuple):
@@ -227,7 +227,11 @@ def _held(record: ExperimentRecord, standing: Standing, evaluation: Evaluation) 
         decision, signal_id = standing.proposed
         return f"waits for approval of signal {signal_id}: {decision.action}, {decision.reason}"
     owed = owed_epoch(record, standing)
-    return None if owed is None else f"the weights that signal {owed.signal_id} asked for are on their way"
+    if owed is None:
+        return None
+    if epochs_spent(record):
+        return f"{_had_all(record)}: those that signal {owed.signal_id} asked for cannot follow"
+    return f"the weights that signal {owed.signal_id} asked for are on their way"
 
 
 def _advance(spec: ExperimentSpec, stage: int) -> Decision:
@@ -258,15 +262,24 @@ def _what(decision: Decision) -> tuple[Action, str | None]:
 
 
 def _full(record: ExperimentRecord) -> str | None:
-    if epochs_left(record) > 0:
-        return None
+    return None if epochs_left(record) > 0 else _had_all(record)
+
+
+def _had_all(record: ExperimentRecord) -> str:
     return f"version {record.spec.version} has had all its weight epochs, {len(record.epochs)}"
 
 
 def epochs_left(record: ExperimentRecord) -> int:
     """How many more weight epochs the ramp and the policies may begin, were they as long as the newest one."""
-    most = min(MAX_EPOCHS, MAX_EPOCH_BYTES // len(msgspec.json.encode(record.epochs[-1])))
-    return max(0, most - RESERVED_EPOCHS - len(record.epochs))
+    by_bytes = MAX_EPOCH_BYTES // len(msgspec.json.encode(record.epochs[-1]))
+    most = min(MAX_EPOCHS, by_bytes, most_epochs(record.spec))
+    reserved = max(1, min(RESERVED_EPOCHS, most // 4))
+    return max(0, most - reserved - len(record.epochs))
+
+
+def epochs_spent(record: ExperimentRecord) -> bool:
+    """Whether no weight epoch at all can follow: the engine would refuse the record."""
+    return len(record.epochs) >= most_epochs(record.spec)
 
 
 # --- weights -------------------------------------------------------------------------------------------------

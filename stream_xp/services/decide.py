@@ -7,6 +7,7 @@ signals ever sent are read, and from then on every new one.
 What moves an experiment is a chain: signal, experiment record with the weight epoch that names it, config. Each step
 is taken only once the one before was read back from its topic, so that the order of the topic counts, not that of
 this process. Whatever is missing of the chain is written at the next evaluation, by whoever is the owner then.
+What is written of many experiments at one evaluation is written together: one wait for each step, not for each one.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ from stream_xp.engine.steering import (
     config_after,
     config_is_due,
     epoch_after,
+    epochs_spent,
     owed_epoch,
     rollout_state,
     steer,
@@ -94,6 +96,20 @@ class _Look(NamedTuple):
     def version(self) -> _Version:
         """The experiment and its version."""
         return self.record.spec.experiment, self.record.spec.version
+
+
+class _Conclusion(NamedTuple):
+    """What one look came to."""
+
+    look: _Look
+    known: Standing
+    steering: Steering
+    result: Result
+
+    @property
+    def is_news(self) -> bool:
+        """Whether it is to be signalled."""
+        return self.known.latched is None and self.steering.decision.action is not Action.HOLD
 
 
 class _Epoch(NamedTuple):
@@ -164,7 +180,6 @@ class Decide:
         self._allocator = allocator
         self._said: dict[_Version, list[Said]] = {}
         self._standings: dict[_Version, tuple[int, Standing]] = {}
-        self._unread: dict[_Version, list[Said]] = {}
         self._epochs: dict[_Version, _Epoch] = {}
         self._tails: dict[str, LogTail] = {}
         self._primed: set[int] = set()
@@ -247,7 +262,6 @@ class Decide:
         async with self._lock:
             self._watched.clear()
             self._primed.clear()
-            self._unread.clear()
             self._epochs.clear()
 
     def _take(self, values: Iterable[bytes | None]) -> None:
@@ -259,13 +273,31 @@ class Decide:
     # --- one evaluation ------------------------------------------------------------------------------------
 
     async def _evaluate(self, changed: Sequence[Watched]) -> None:
-        """Test experiments together, then write what follows of each."""
+        """Test experiments together, then write what follows of each.
+
+        Every signal is on the broker before the first weight epoch is sent, every weight epoch before the first config,
+        every config before the first result.
+        """
         looks = [look for watched in changed if (look := self._look(watched)) is not None]
         evaluations = evaluate_all([(look.record, look.statistics) for look in looks])
+        conclusions = []
         for look, evaluation in zip(looks, evaluations, strict=True):
-            await self._conclude(look, evaluation)
+            conclusions.append(self._conclude(look, evaluation))
             # The loop also serves the consumer: with many experiments it must not wait for all of them.
             await asyncio.sleep(0)
+        await self._send_signals([one for one in conclusions if one.is_news])
+        await self._follow_up(looks)
+        results = [self._shown(one) for one in conclusions]
+        await self._write("results", [(result.experiment, result) for result in results])
+
+    async def _write(self, topic: str, records: Sequence[tuple[str, msgspec.Struct]]) -> None:
+        """Send records in order, each under its key, and wait until the broker has all of them."""
+        name = self._settings.topic(topic)
+        sent = [
+            await self._writer.send(name, key=key.encode(), value=msgspec.json.encode(record))
+            for key, record in records
+        ]
+        await self._writer.durable(sent, name)
 
     def _look(self, watched: Watched) -> _Look | None:
         watched.changed = False
@@ -294,33 +326,24 @@ class Decide:
         watched.fitting[part.partition] = part
         return True
 
-    async def _conclude(self, look: _Look, evaluation: Evaluation) -> None:
-        heard = self._standing(look.record)
-        # What this worker has said counts at once for what it says next; what it does waits for the topic's order.
-        unread = self._unread.get(look.version)
-        known = heard if not unread else standing(look.record.spec, (*self._said[look.version], *unread))
+    def _conclude(self, look: _Look, evaluation: Evaluation) -> _Conclusion:
+        known = self._standing(look.record)
         evaluation = dataclasses.replace(
             evaluation, invalid=(*evaluation.invalid, *apart(look.parts, self._spread_ms))
         )
         seen = self._seen(look, evaluation)
         steering = steer(look.record, known, evaluation, seen, allocator=self._allocator)
-        result = self._result(look, evaluation, known, seen, steering)
-        if known.latched is None and steering.decision.action is not Action.HOLD:
-            await self._send_signal(result, proposed=steering.proposed, since=known.since)
-        await self._follow_up(look, heard)
-        if steering.proposed:
-            waiting = Decision(action=Action.HOLD, reason=f"waits for approval: {result.decision.reason}")
-            result = msgspec.structs.replace(result, decision=waiting)
-        await self._write("results", [(result.experiment, result)])
+        return _Conclusion(look, known, steering, self._result(look, evaluation, known, seen, steering))
 
-    async def _write(self, topic: str, records: Sequence[tuple[str, msgspec.Struct]]) -> None:
-        """Send records in order, each under its key, and wait until the broker has all of them."""
-        name = self._settings.topic(topic)
-        sent = [
-            await self._writer.send(name, key=key.encode(), value=msgspec.json.encode(record))
-            for key, record in records
-        ]
-        await self._writer.durable(sent, name)
+    def _shown(self, one: _Conclusion) -> Result:
+        """The result with what is decided: a stop or ship that came to the topic before one's own is what counts."""
+        latched = self._standing(one.look.record).latched if one.is_news else None
+        if latched is not None:
+            return msgspec.structs.replace(one.result, decision=latched.decision)
+        if not one.steering.proposed:
+            return one.result
+        waiting = Decision(action=Action.HOLD, reason=f"waits for approval: {one.result.decision.reason}")
+        return msgspec.structs.replace(one.result, decision=waiting)
 
     def _seen(self, look: _Look, evaluation: Evaluation) -> Seen:
         taken = looked(look.record.spec, evaluation, self._taken.get(look.version, ()))
@@ -363,82 +386,127 @@ class Decide:
             looks=seen.looks,
         )
 
-    async def _send_signal(self, result: Result, *, proposed: bool, since: str | None) -> None:
-        """Write the decision; its id is derived from it, so that a repeat is recognised."""
-        signal = Signal(
+    async def _send_signals(self, news: Sequence[_Conclusion]) -> None:
+        """Write decisions, and read the topic: what stands there counts, in the order in which it stands there.
+
+        Between reading the topic and writing to it another signal can have come, on its way since before its writer
+        lost the experiment.
+        """
+        if not news:
+            return
+        signals = [self._signal(one) for one in news]
+        await self._write("signals", [(signal.subject, signal) for signal in signals])
+        for signal in signals:
+            log.info(
+                "decision",
+                experiment=signal.subject,
+                action=signal.data.decision.action,
+                proposed=signal.data.proposed,
+                reason=signal.data.decision.reason,
+            )
+        await self.hear()
+
+    def _signal(self, one: _Conclusion) -> Signal:
+        """The record of a decision; its id is derived from it, so that a repeat is recognised."""
+        result, since = one.result, one.known.since
+        return Signal(
             id=signal_id(result, since),
             source=f"stream-xp/{self._settings.group_id}",
             subject=result.experiment,
             time=dt.datetime.fromtimestamp(result.evaluated_ms / 1000, dt.UTC).isoformat(),
-            data=SignalData(decision=result.decision, result=result, proposed=proposed, since=since),
+            data=SignalData(
+                decision=result.decision, result=result, proposed=one.steering.proposed, since=since
+            ),
         )
-        await self._write("signals", [(result.experiment, signal)])
-        log.info(
-            "decision",
-            experiment=result.experiment,
-            action=result.decision.action,
-            proposed=proposed,
-            reason=result.decision.reason,
-        )
-        self._unread.setdefault((result.experiment, result.version), []).append(said(signal))
 
     # --- what follows from signals ---------------------------------------------------------------------------
 
-    async def _follow_up(self, look: _Look, heard: Standing) -> None:
-        """Take the next step of the chain from signal to config, if one is missing; come back for the one after."""
-        record = look.record
-        experiment, version = look.version
+    async def _follow_up(self, looks: Sequence[_Look]) -> None:
+        """Take the next step of each chain from signal to config where one is missing; come back for the one after."""
+        owed: list[tuple[_Look, Demand]] = []
+        untold: list[ExperimentRecord] = []
+        for look in looks:
+            missing = self._missing(look)
+            if isinstance(missing, Demand):
+                owed.append((look, missing))
+            elif missing is not None:
+                untold.append(missing)
+        await self._send_epochs(owed)
+        await self._send_configs(untold)
+
+    def _missing(self, look: _Look) -> Demand | ExperimentRecord | None:
+        """The weight epoch that is asked for, or else the record whose config is missing."""
+        record, heard = look.record, self._standing(look.record)
         owed = owed_epoch(record, heard)
-        if owed is None and not config_is_due(record, heard, self._configs.get(experiment)):
-            return
-        in_force = self._experiments.registry.in_force(experiment, FOREVER - 1)
-        if isinstance(in_force, int):
-            await self._end(record, heard, owed)
-        elif in_force[0].version > version:
-            return  # Only the newer version can move now.
-        elif owed is not None:
-            look.watched.changed = True
-            await self._send_epoch(record, owed)
-        else:
-            await self._send_config(record, heard)
+        if owed is None and not self._is_untold(record):
+            return None
+        in_force = self._experiments.registry.in_force(look.version[0], FOREVER - 1)
+        over = isinstance(in_force, int)
+        if not isinstance(in_force, int) and in_force[0].version > look.version[1]:
+            return None  # Only the newer version can move now.
+        if owed is None:
+            return record if not over or record.epochs[-1].final else None
+        return self._ended(record, owed) if over or epochs_spent(record) else owed
 
-    async def _end(self, record: ExperimentRecord, heard: Standing, owed: Demand | None) -> None:
-        """Tell applications how an archived experiment ended: it takes no more weight epochs, and nobody is exposed."""
-        if owed is not None and owed.action in (Action.STOP, Action.SHIP):
-            last = epoch_after(record, owed, effective_ms=self._clock.now_ms())
-            record = msgspec.structs.replace(record, epochs=(*record.epochs, last))
-            await self._send_config(record, heard)
+    def _is_untold(self, record: ExperimentRecord) -> bool:
+        """Whether applications do not know yet where all that was said has brought an experiment."""
+        heard = self._standing(record)
+        held = self._configs.get(record.spec.experiment)
+        return owed_epoch(record, heard) is None and config_is_due(record, heard, held)
 
-    async def _send_epoch(self, record: ExperimentRecord, owed: Demand) -> None:
-        """Write the weight epoch that a signal asks for, unless it is on its way back already."""
-        experiment, version = record.spec.experiment, record.spec.version
+    def _ended(self, record: ExperimentRecord, owed: Demand) -> ExperimentRecord | None:
+        """How an experiment ended that takes no more weight epochs: applications are told of it all the same."""
+        if owed.action not in (Action.STOP, Action.SHIP):
+            return None
+        last = epoch_after(record, owed, effective_ms=self._clock.now_ms())
+        ended = msgspec.structs.replace(record, epochs=(*record.epochs, last))
+        return ended if self._is_untold(ended) else None
+
+    async def _send_epochs(self, owed: Sequence[tuple[_Look, Demand]]) -> None:
+        """Write the weight epochs that signals ask for, but for those that are on their way back already."""
         now_ms = self._clock.now_ms()
-        written = self._epochs.get((experiment, version))
-        on_its_way = (len(record.epochs), owed.signal_id)
-        if written and written[:2] == on_its_way and now_ms < written.written_ms + _READ_BACK_MS:
-            return
-        epoch = epoch_after(record, owed, effective_ms=now_ms + self._settings.activation_delay_ms)
-        moved = msgspec.structs.replace(record, epochs=(*record.epochs, epoch))
-        await self._write("experiments", [(experiment, moved)])
-        self._epochs[experiment, version] = _Epoch(*on_its_way, now_ms)
-        log.info("weight epoch", experiment=experiment, epoch=epoch.epoch, signal=owed.signal_id)
+        effective_ms = now_ms + self._settings.activation_delay_ms
+        written: dict[_Version, _Epoch] = {}
+        moved = []
+        for look, demand in owed:
+            look.watched.changed = True
+            epoch = _Epoch(len(look.record.epochs), demand.signal_id, now_ms)
+            if not self._is_on_its_way(look.version, epoch):
+                written[look.version] = epoch
+                after = epoch_after(look.record, demand, effective_ms=effective_ms)
+                moved.append(msgspec.structs.replace(look.record, epochs=(*look.record.epochs, after)))
+        await self._write("experiments", [(record.spec.experiment, record) for record in moved])
+        self._epochs |= written
+        for record in moved:
+            newest = record.epochs[-1]
+            named = {"experiment": record.spec.experiment, "signal": newest.signal_id}
+            log.info("weight epoch", **named, epoch=newest.epoch)
 
-    async def _send_config(self, record: ExperimentRecord, heard: Standing) -> None:
-        """Write the config that follows from the newest weight epoch, unless it is there."""
-        experiment = record.spec.experiment
+    def _is_on_its_way(self, version: _Version, epoch: _Epoch) -> bool:
+        """Whether it was written not long ago and must be read back yet."""
+        written = self._epochs.get(version)
+        if written is None or (written.after, written.signal_id) != (epoch.after, epoch.signal_id):
+            return False
+        return epoch.written_ms < written.written_ms + _READ_BACK_MS
+
+    async def _send_configs(self, untold: Sequence[ExperimentRecord]) -> None:
+        """Write the configs that follow from the newest weight epochs, unless they are there."""
+        if not untold:
+            return
         # Others write configs too: `apply` gives a new experiment its first.
         await self.hear()
-        held = self._configs.get(experiment)
-        if not config_is_due(record, heard, held):
-            return
-        config = config_after(
+        configs = [self._config(record) for record in untold if self._is_untold(record)]
+        await self._write("config", [(config.experiment, config) for config in configs])
+        self._configs |= {config.experiment: config for config in configs}
+
+    def _config(self, record: ExperimentRecord) -> ConfigRecord:
+        held = self._configs.get(record.spec.experiment)
+        return config_after(
             record,
-            heard,
+            self._standing(record),
             config_version=1 if held is None else held.config_version + 1,
             now_ms=self._clock.now_ms(),
         )
-        await self._write("config", [(experiment, config)])
-        self._configs[experiment] = config
 
     # --- what was said before -------------------------------------------------------------------------------
 
@@ -476,7 +544,6 @@ class Decide:
         one = said(record)
         key = (one.experiment, one.version)
         self._said.setdefault(key, []).append(one)
-        self._unread[key] = [sent for sent in self._unread.get(key, ()) if sent.id != one.id]
         if one.experiment in self._watched:
             self._watched[one.experiment].changed = True
 

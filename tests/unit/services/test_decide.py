@@ -357,6 +357,64 @@ def test_statistics_that_are_here_before_their_spec_are_looked_at_when_it_comes(
     asyncio.run(scenario())
 
 
+def many(count: int) -> tuple[Specs, list[bytes]]:
+    """Experiments that were begun at once, and statistics that end each of them."""
+    specs, found = Specs(), []
+    for at in range(count):
+        design = spec(name=f"exp{at}")
+        record = ExperimentRecord(
+            spec=design,
+            epochs=(WeightEpoch(epoch=0, weights=design.weights, effective_ms=0),),
+            design_hash=design.design_hash(),
+        )
+        specs.registry.add([Entry(offset=at, experiment=design.experiment, in_force_ms=1, record=record)])
+        of_one = msgspec.json.decode(statistics(400, **MISMATCH), type=PartitionStatistics)
+        of_this = msgspec.structs.replace(
+            of_one, experiment=design.experiment, design_hash=design.design_hash()
+        )
+        found.append(msgspec.json.encode(of_this))
+    return specs, found
+
+
+def test_what_follows_of_one_evaluation_is_written_together_step_by_step(log: Log) -> None:
+    async def scenario() -> None:
+        specs, found = many(5)
+        await look(stage(log, specs), *found)
+        # The config waits until the weight epoch was read back.
+        steps = ["signals", "experiments", "results", "config", "results"]
+        assert log.waits == [(f"xp.{topic}", 5) for topic in steps]
+        names = [f"exp{at}" for at in range(5)]
+        assert [signal.subject for signal in log.signals()] == names
+        assert [record.spec.experiment for record in log.records()] == names
+        assert [config.experiment for config in log.configs()] == names
+        assert [result.experiment for result in log.results()] == names * 2
+        ids = [signal.id for signal in log.signals()]
+        assert [record.epochs[-1].signal_id for record in log.records()] == ids
+        assert [config.signal_id for config in log.configs()] == ids
+
+    asyncio.run(scenario())
+
+
+STEPS = ["xp.signals", "xp.experiments", "xp.results", "xp.config"]
+
+
+@pytest.mark.parametrize("failing", STEPS)
+def test_nothing_follows_from_what_the_broker_does_not_have(log: Log, failing: str) -> None:
+    async def scenario() -> None:
+        specs, found = many(3)
+        log.failing = {failing}
+        with pytest.raises(DependencyError, match=failing):
+            await look(stage(log, specs), *found)
+        written = STEPS[: STEPS.index(failing) + 1]
+        assert {topic: len(values) for topic, values in log.topics.items()} == dict.fromkeys(written, 3)
+        log.failing = set()
+        # What was written though nobody was told is found by the next owner, and what follows is written.
+        await look(stage(log, specs), *found)
+        assert [len(log.topics[name]) for name in ("xp.signals", "xp.experiments", "xp.config")] == [3, 3, 3]
+
+    asyncio.run(scenario())
+
+
 def test_handing_over_waits_for_a_decision_that_is_being_written(log: Log) -> None:
     async def scenario() -> None:
         decide = stage(log, Specs(1))
@@ -398,6 +456,31 @@ def test_of_two_signals_the_first_counts(log: Log) -> None:
         log.topics["xp.signals"].append(msgspec.json.encode(msgspec.structs.replace(first, id="second")))
         await look(stage(log, Specs(1)), statistics(400, **MISMATCH))
         assert [config.signal_id for config in log.configs()] == [first.id]
+
+    asyncio.run(scenario())
+
+
+def test_a_signal_of_a_former_owner_that_came_first_is_what_counts(log: Log) -> None:
+    async def scenario() -> None:
+        owner = stage(log, Specs(1))
+        await owner.on_block(block(statistics(400, **MISMATCH)))  # reads the signals: there is none
+        log.last_write = ("xp.signals", True)  # the former owner does not come to what follows
+        with pytest.raises(CrashError):
+            await look(stage(log, Specs(1)), statistics(300, a=300, b=0))
+        log.last_write = None
+        (first,) = log.signals()
+        await owner.evaluate()
+        _, second = log.signals()
+        assert second.data.decision != first.data.decision
+        # Even the result of this very look has the decision in force.
+        assert [result.decision for result in log.results()] == [first.data.decision]
+        await settle(owner)
+        (record,) = log.records()
+        (config,) = log.configs()
+        assert (record.epochs[-1].signal_id, config.signal_id) == (first.id, first.id)
+        await look(owner, statistics(900, a=450, b=450))
+        assert log.results()[-1].decision == first.data.decision
+        assert len(log.signals()) == 2
 
     asyncio.run(scenario())
 
@@ -456,7 +539,7 @@ def test_unreadable_records_among_what_was_said_stop_nothing_and_are_told(
         await again.evaluate()
         results = log.topics["xp.results"]
         newest = msgspec.json.decode(results[-1], type=Result)
-        assert (newest.look, newest.decision.action) == (4, Action.STOP)
+        assert (newest.look, newest.decision.action) == (3, Action.STOP)
         # The decision of before still stands, so none is sent again.
         assert len(log.topics["xp.signals"]) == 1 + 2 * len(UNREADABLE)
 
