@@ -97,12 +97,12 @@ def read_signals(
 
 
 class _Believed:
-    """Which signals a reader believes: each once, and of an experiment version the first stop or ship."""
+    """Which signals a reader believes: each once, and of an experiment version the first stop or ship after a reset."""
 
     def __init__(self, passed_over: PassedOver) -> None:
         self._passed_over = passed_over
         self._seen: set[tuple[str, str]] = set()
-        self._decided: dict[tuple[str, int], str] = {}
+        self._decided: dict[tuple[str, int, str | None], str] = {}
 
     def of(self, records: Iterable[TopicRecord], experiment: str | None) -> Iterator[Signal]:
         """The signals among records, of one experiment if it is named."""
@@ -122,10 +122,11 @@ class _Believed:
         if identity in self._seen:
             return False
         self._seen.add(identity)
-        result = signal.data.result
-        if signal.data.decision.action is Action.HOLD:
+        data, result = signal.data, signal.data.result
+        if data.proposed or data.decision.action not in (Action.STOP, Action.SHIP):
             return True
-        return self._decided.setdefault((result.experiment, result.version), signal.id) == signal.id
+        key = (result.experiment, result.version, data.since)
+        return self._decided.setdefault(key, signal.id) == signal.id
 
 
 def _standing(result: Result, now_ms: int) -> Standing:

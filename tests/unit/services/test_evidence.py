@@ -63,3 +63,16 @@ def test_each_version_and_each_experiment_has_its_own(monkeypatch: pytest.Monkey
 def test_a_hold_latches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     held = (signal("1", action=Action.HOLD), signal("2", action=Action.HOLD))
     assert believed(monkeypatch, *held, signal("3")) == ["1", "2", "3"]
+
+
+def test_what_is_not_final_latches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    moves = (signal("1", action=Action.ADVANCE), signal("2", action=Action.ALLOCATE))
+    asked = signal("3", action=Action.SHIP)
+    asked = msgspec.structs.replace(asked, data=msgspec.structs.replace(asked.data, proposed=True))
+    assert believed(monkeypatch, *moves, asked, signal("4"), signal("5")) == ["1", "2", "3", "4"]
+
+
+def test_after_a_reset_there_is_another_conclusion(monkeypatch: pytest.MonkeyPatch) -> None:
+    later = signal("2")
+    later = msgspec.structs.replace(later, data=msgspec.structs.replace(later.data, since="order"))
+    assert believed(monkeypatch, signal("1"), later, signal("3")) == ["1", "2"]
