@@ -13,7 +13,7 @@ from stream_xp.domain.decision import Action, Decision, MetricState, RolloutStat
 from stream_xp.domain.experiment import WeightEpoch
 from stream_xp.domain.fields import duration_ms
 from stream_xp.domain.operator import OperatorAction, Order
-from stream_xp.engine.conclusion import invalid, looked
+from stream_xp.engine.conclusion import harmed_arms, invalid, looked
 from stream_xp.engine.evaluate import evaluate
 from stream_xp.engine.policy import decide
 from stream_xp.engine.ramp import epochs_of_stage, ramp_step
@@ -88,11 +88,20 @@ def even(one, found, evaluation):
     return Wanted(dict.fromkeys("abc", 1 / 3), {}, "evenly")
 
 
-def steered(rollout, runtime_ms, *, turned=False, watermark_ms=3_600_001, standing=NOTHING_SAID):
+def all_but_harmed(one, found, evaluation):
+    open_ = [arm for arm in "abc" if arm not in harmed_arms(evaluation)]
+    return Wanted(
+        {arm: (arm in open_) / len(open_) for arm in "abc"}, {}, "evenly, but none for arms that harm"
+    )
+
+
+def steered(
+    rollout, runtime_ms, *, turned=False, watermark_ms=3_600_001, standing=NOTHING_SAID, allocator=even
+):
     one, found, evaluation = made(rollout, turned=turned)
     looks = looked(one.spec, evaluation, ())
     seen = Seen(found, watermark_ms=watermark_ms, runtime_ms=runtime_ms, looks=looks)
-    return one, found, evaluation, seen, steer(one, standing, evaluation, seen, allocator=even)
+    return one, found, evaluation, seen, steer(one, standing, evaluation, seen, allocator=allocator)
 
 
 watermarks = st.sampled_from([None, 0, 9_000, 3_600_001])
@@ -108,21 +117,24 @@ def test_orientation_is_symmetric_for_every_rule(rollout, runtime_ms, watermark_
 
 
 @settings(deadline=None)
-@given(rollouts(), runtimes, watermarks, st.booleans())
-def test_precedence(rollout, runtime_ms, watermark_ms, paused):
+@given(rollouts(), runtimes, watermarks, st.booleans(), st.sampled_from([even, all_but_harmed]))
+def test_precedence(rollout, runtime_ms, watermark_ms, paused, allocator):
     """Stop, then hold, then the rest; and each needs what it needs."""
     standing = Standing(paused=PAUSE if paused else None)
     one, _, evaluation, seen, steering = steered(
-        rollout, runtime_ms, watermark_ms=watermark_ms, standing=standing
+        rollout, runtime_ms, watermark_ms=watermark_ms, standing=standing, allocator=allocator
     )
     decision, spec = steering.decision, one.spec
     harmed = any(r.state is MetricState.HARMED for r in evaluation.metrics)
     mismatch = evaluation.sample_ratio is not None and evaluation.sample_ratio.mismatch
     futile = decision.reason.startswith("futility")
-    assert (decision.action is Action.STOP and not futile) == (harmed or mismatch)
-    if harmed or mismatch:
+    if decision.action is Action.STOP and not futile:
+        assert harmed or mismatch
         assert not steering.proposed
         return
+    closing = decision.reason.startswith("harm is proven")
+    if harmed or mismatch:
+        check_closed(one, evaluation, decision)
     if paused or invalid(evaluation):
         assert decision.action is Action.HOLD
     if decision.action is Action.ADVANCE:
@@ -134,9 +146,19 @@ def test_precedence(rollout, runtime_ms, watermark_ms, paused):
     if decision.action is Action.SHIP:
         check_ship(one, evaluation, decision)
         assert steering.step.over
-    if decision.action is Action.ALLOCATE:
+    if decision.action is Action.ALLOCATE and not closing:
         assert watermark_ms is not None
         assert watermark_ms - one.epochs[-1].effective_ms >= 10_000
+
+
+def check_closed(one, evaluation, decision):
+    """What harms and stops nothing has no weight, or gets none now; another treatment goes on."""
+    harmed = harmed_arms(evaluation)
+    assert one.spec.allocation is not None
+    assert not evaluation.sample_ratio.mismatch
+    assert {arm.key for arm in one.spec.treatments} - harmed
+    weights = decision.weights or one.epochs[-1].weights
+    assert {weights[arm] for arm in harmed} == {0.0}
 
 
 def check_advance(one, evaluation, seen, decision):
