@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 
 from stream_xp.domain.decision import Action, Decision, MetricState, RolloutStatus
-from stream_xp.domain.experiment import WeightEpoch
+from stream_xp.domain.experiment import WeightEpoch, most_epochs
 from stream_xp.domain.fields import duration_ms
 from stream_xp.domain.operator import OperatorAction, Order
 from stream_xp.engine.conclusion import harmed_arms, invalid, looked
@@ -27,6 +27,7 @@ from stream_xp.engine.steering import (
     config_is_due,
     epoch_after,
     epochs_left,
+    epochs_spent,
     owed_epoch,
     steer,
 )
@@ -389,3 +390,17 @@ def test_weight_epochs_fit_their_record():
     assert 20 < left < 200
     assert len(msgspec.json.encode(full)) < 1_000_000
     assert epochs_left(full) == 0
+
+
+def test_weight_epochs_have_room_in_their_statistics():
+    """A version with many rows has fewer of them, and keeps some for the end."""
+    values = [f"v{at}" for at in range(30)]
+    wide = ramped(segments={"os": values, "country": values})
+    most = most_epochs(wide.spec)
+    assert 4 <= most < MAX_EPOCHS
+    reserved = min(RESERVED_EPOCHS, most // 4)
+    assert epochs_left(wide) == most - reserved - 1
+    full = msgspec.structs.replace(wide, epochs=wide.epochs * (most - reserved))
+    assert epochs_left(full) == 0
+    assert not epochs_spent(full)
+    assert epochs_spent(msgspec.structs.replace(wide, epochs=wide.epochs * most))

@@ -12,6 +12,7 @@ from stream_xp.domain.decision import Action, ConfigRecord, Decision, RolloutSta
 from stream_xp.domain.experiment import ExperimentRecord, ExperimentSpec, Status, WeightEpoch
 from stream_xp.domain.operator import OperatorAction, Order, OrderSignal
 from stream_xp.domain.statistics import Outcomes, PartitionStatistics, Progress, build
+from stream_xp.engine import steering
 from stream_xp.engine.registry import Entry, Registry
 from stream_xp.engine.steering import Wanted
 from stream_xp.services import decide as module
@@ -464,5 +465,54 @@ def test_applications_are_told_of_the_end_of_an_archived_experiment(log: Log, ar
         assert log.records() == []
         (config,) = log.configs()
         assert (config.status, config.weights) == (RolloutStatus.STOPPED, {"a": 1.0, "b": 0.0})
+
+    asyncio.run(scenario())
+
+
+def test_past_the_last_weight_epoch_weights_stay_and_a_stop_is_told_by_its_config(
+    log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(steering, "most_epochs", lambda _: 1)
+
+    async def scenario() -> None:
+        world = World(log, experiment(ramp=RAMP))
+        decide = world.worker()
+        await world.look(decide, **BETTER)
+        result = log.results()[-1]
+        assert (world.actions, result.decision.action) == ([], Action.HOLD)
+        assert result.rollout is not None
+        assert result.rollout.epochs_left == 0
+        full = "version 1 has had all its weight epochs, 1"
+        assert full in result.rollout.waits
+        await world.say(decide, order("set_stage", "o1", stage=1))
+        assert log.results()[-1].decision.reason == f"{full}: those that signal o1 asked for cannot follow"
+        for _ in range(2):
+            await world.look(decide, **HARMED)
+        assert world.actions == ["stop"]
+        assert log.records() == []
+        (config,) = log.configs()
+        assert (config.status, config.weights) == (RolloutStatus.STOPPED, {"a": 1.0, "b": 0.0})
+
+    asyncio.run(scenario())
+
+
+def test_the_end_of_an_experiment_is_told_that_is_archived_right_after_it(log: Log) -> None:
+    """Between its last weight epoch and the config."""
+
+    async def scenario() -> None:
+        world = World(log, experiment())
+        decide = world.worker()
+        log.last_write = ("xp.config", False)
+        with pytest.raises(CrashError):
+            await world.look(decide, **HARMED)
+        log.last_write = None
+        (ended,) = log.records()
+        again = world.worker()
+        over = msgspec.structs.replace(ended, status=Status.ARCHIVED)
+        log.registries[-1].add([Entry(offset=500, experiment="exp", in_force_ms=500, record=over)])
+        await world.look(again, **HARMED)
+        assert len(log.records()) == 1
+        (config,) = log.configs()
+        assert (config.status, config.weight_epoch) == (RolloutStatus.STOPPED, 1)
 
     asyncio.run(scenario())
