@@ -393,17 +393,18 @@ def _allocated(demand: Demand, fresh: WeightEpoch) -> WeightEpoch:
 
 
 def config_after(
-    record: ExperimentRecord, standing: Standing, *, config_version: int, now_ms: int
+    record: ExperimentRecord, standing: Standing, *, config_version: int, activation_delay_ms: int
 ) -> ConfigRecord:
     """What applications follow after the newest weight epoch.
 
-    A stop or ship is followed at once, whatever the epoch says of when it begins: it is there to end something.
+    A stop or ship is followed at once, so from when its weight epoch was written and not from when that begins: it is
+    there to end something. Whoever derives this config again, later or elsewhere, derives the same one.
 
     Args:
         record: the experiment; its newest epoch is the one in force.
         standing: what was said of it, all of which has its epoch (`owed_epoch` is None).
         config_version: of the new record.
-        now_ms: the wall clock, epoch milliseconds.
+        activation_delay_ms: of the weight epoch, from when it was written until it begins.
     """
     epoch, latched = record.epochs[-1], standing.latched
     status = RolloutStatus.RUNNING
@@ -416,7 +417,7 @@ def config_after(
         status=status,
         weights=epoch.weights,
         weight_epoch=epoch.epoch,
-        effective_ms=min(now_ms, epoch.effective_ms) if epoch.final else epoch.effective_ms,
+        effective_ms=epoch.effective_ms - (activation_delay_ms if epoch.final else 0),
         config_version=config_version,
         signal_id=epoch.signal_id,
         coverage=epoch.coverage,

@@ -458,7 +458,8 @@ class Decide:
         """How an experiment ended that takes no more weight epochs: applications are told of it all the same."""
         if owed.action not in (Action.STOP, Action.SHIP):
             return None
-        last = epoch_after(record, owed, effective_ms=self._clock.now_ms())
+        effective_ms = self._clock.now_ms() + self._settings.activation_delay_ms
+        last = epoch_after(record, owed, effective_ms=effective_ms)
         ended = msgspec.structs.replace(record, epochs=(*record.epochs, last))
         return ended if self._is_untold(ended) else None
 
@@ -505,7 +506,7 @@ class Decide:
             record,
             self._standing(record),
             config_version=1 if held is None else held.config_version + 1,
-            now_ms=self._clock.now_ms(),
+            activation_delay_ms=self._settings.activation_delay_ms,
         )
 
     # --- what was said before -------------------------------------------------------------------------------

@@ -38,9 +38,9 @@ _SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
 class Moment:
     """Counts how often an effect was reached, and strikes at the one that was asked for.
 
-    Effects: `chunk` and `manifest` of a snapshot, `stats`, `deadletter`, `results`, `signals`, `config`, each
-    before or after the broker has it; `commit` of offsets; `evaluated`, when tests are computed and nothing of
-    them is written.
+    Effects: `chunk` and `manifest` of a snapshot, `stats`, `deadletter`, `results`, `signals`, `experiments` (a
+    weight epoch), `config`, each before or after the broker has it; `commit` of offsets; `evaluated`, when tests are
+    computed and nothing of them is written.
     """
 
     def __init__(self, at: str, then: str) -> None:

@@ -21,6 +21,8 @@ BOUNDARIES = (
     "after evaluated",
     "before signals",
     "after signals",
+    "before experiments",
+    "after experiments",
     "before config",
     "after config",
     "before results",
@@ -46,13 +48,15 @@ def stopped(settings: Settings) -> set[str]:
 
 @pytest.mark.chaos("kill -9 of decide, between effects", short=True)
 def test_killed_between_effects(rig: Rig) -> None:
-    boundaries = list(BOUNDARIES[: rig.count(dev=3, short=3, full=8)]) * rig.count(dev=1, short=1, full=5)
+    boundaries = list(BOUNDARIES[: rig.count(dev=3, short=3, full=len(BOUNDARIES))]) * rig.count(
+        dev=1, short=1, full=5
+    )
     rig.random.shuffle(boundaries)
     names = [f"decided-{n}" for n in range(len(boundaries))]
     rig.prepare(*(msgspec.structs.replace(SPEC, experiment=name) for name in names))
     for name, boundary in zip(names, boundaries, strict=True):
-        # Of signals and configs there is one at a time; of what is written at every look, any may be the last.
-        often = "signals" not in boundary and "config" not in boundary
+        # Of each step of a decision there is one at a time; of what is written at every look, any may be the last.
+        often = boundary.split()[-1] not in ("signals", "experiments", "config")
         at = f"{boundary}:{rig.random.randint(1, 4) if often else 1}"
         with rig.worker(faults=("--at", at)) as worker:
             worker.wait_started()

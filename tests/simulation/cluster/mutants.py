@@ -6,21 +6,20 @@ do: they change what passes the seams (blocks, writes, offsets).
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 from unittest import mock
 
 import msgspec
 
 from stream_xp.adapters.kafka_log import LogWriter
-from stream_xp.domain.decision import Result
+from stream_xp.domain.decision import ConfigRecord
 from stream_xp.domain.statistics import Progress
 from stream_xp.engine import snapshot_log
 from stream_xp.engine.columns import Block
-from stream_xp.engine.standing import Demand, Latch, Standing
+from stream_xp.engine.standing import Demand, Latch, Standing, said
 from stream_xp.engine.state import EXPOSURES, PartitionState
 from stream_xp.engine.steering import config_after, epoch_after
 from stream_xp.services import decide as decide_module
@@ -133,20 +132,24 @@ def _signals_are_not_read() -> Patch:
 
 def _config_before_signal() -> Patch:
     """Applications are told before the decision is on the log."""
-    send_signal = Decide._send_signal
+    send_signals = Decide._send_signals
 
-    async def early(self: Decide, result: Result, *, proposed: bool, since: str | None) -> None:
-        record = self._experiments.registry.newest(result.experiment, result.version)
-        assert record is not None
-        latch = Latch(result.decision, decide_module.signal_id(result, since))
-        demand = Demand(result.decision.action, latch.signal_id, result.decision)
-        epoch = epoch_after(record, demand, effective_ms=result.evaluated_ms)
-        moved = msgspec.structs.replace(record, epochs=(*record.epochs, epoch))
-        config = config_after(moved, Standing(latched=latch), config_version=1, now_ms=result.evaluated_ms)
-        await self._write("config", [(result.experiment, config)])
-        await send_signal(self, result, proposed=proposed, since=since)
+    async def early(self: Decide, news: Sequence[Any]) -> None:
+        configs = [_config_of(self, one) for one in news]
+        await self._write("config", [(config.experiment, config) for config in configs])
+        await send_signals(self, news)
 
-    return mock.patch.object(Decide, "_send_signal", early)
+    return mock.patch.object(Decide, "_send_signals", early)
+
+
+def _config_of(decide: Decide, one: Any) -> ConfigRecord:
+    """What follows from a conclusion once it is on the log."""
+    signal, record = decide._signal(one), one.look.record
+    latch = Latch(signal.data.decision, signal.id)
+    demand = Demand(signal.data.decision.action, signal.id, signal.data.decision)
+    epoch = epoch_after(record, demand, effective_ms=one.result.evaluated_ms)
+    moved = msgspec.structs.replace(record, epochs=(*record.epochs, epoch))
+    return config_after(moved, Standing(latched=latch), config_version=1, activation_delay_ms=0)
 
 
 def _ownership_is_not_looked_at() -> Patch:
@@ -171,12 +174,14 @@ def _any_beginning() -> Patch:
 
 def _own_signal() -> Patch:
     """Whoever writes a signal takes it for the first."""
-    load = decide_module.Decide._own
+    send_signals = Decide._send_signals
 
-    async def own(self: decide_module.Decide, topic: str, kind: Any) -> Any:
-        return await load(self, topic, kind) if topic != "signals" or not self._primed else []
+    async def first(self: Decide, news: Sequence[Any]) -> None:
+        for one in news:
+            self._said.setdefault(one.look.version, []).insert(0, said(self._signal(one)))
+        await send_signals(self, news)
 
-    return mock.patch.object(decide_module.Decide, "_own", own)
+    return mock.patch.object(Decide, "_send_signals", first)
 
 
 def _damage_is_not_noticed() -> Patch:
