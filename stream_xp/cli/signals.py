@@ -1,4 +1,4 @@
-"""`stream-xp signals`: the decisions."""
+"""`stream-xp signals`: the decisions of the service, and the orders of people."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import click
 import msgspec
 
 from stream_xp.cli.common import examples, json_option, with_settings
+from stream_xp.domain.operator import OrderSignal
 from stream_xp.services.evidence import read_signals
 
 if TYPE_CHECKING:
     from stream_xp.domain.decision import Signal
+    from stream_xp.services.signal_records import SignalRecord
     from stream_xp.settings import Settings
 
 _COLOURS = {"stop": "red", "ship": "green"}
@@ -31,9 +33,10 @@ _COLOURS = {"stop": "red", "ship": "green"}
 def signals(
     settings: Settings, *, experiment: str | None, follow: bool, limit: int | None, as_json: bool
 ) -> None:
-    """Show every decision once, oldest first; with --json each is one line, a CloudEvent.
+    """Show every decision and every order once, oldest first; with --json each is one line, a CloudEvent.
 
-    The last column is the id of the signal, which `stream-xp verify` takes.
+    PROPOSED decisions wait for `stream-xp approve` or `reject`. Orders say who gave them, and why. The last column is
+    the id, which `stream-xp verify` takes of a decision.
     """
     try:
         for signal in read_signals(settings, experiment=experiment, limit=limit, follow=follow):
@@ -44,13 +47,34 @@ def signals(
             raise
 
 
-def _line(signal: Signal) -> str:
+def _line(record: SignalRecord) -> str:
+    word, colour, text = _order(record) if isinstance(record, OrderSignal) else _decision(record)
+    action = click.style(f"{word:<4}", fg=colour, bold=True)
+    # A name or a reason must not be able to steer a terminal.
+    return f"{_plain(record.time)}  {action}  {_plain(text)}  {_plain(record.id)}"
+
+
+def _decision(signal: Signal) -> tuple[str, str | None, str]:
+    """The word, its colour, and what follows it."""
     decision, result = signal.data.decision, signal.data.result
     about = ", ".join(part for part in (decision.arm, decision.metric) if part)
-    action = click.style(f"{decision.action.upper():<4}", fg=_COLOURS.get(decision.action), bold=True)
-    text = f"{result.experiment} version {result.version}{f' ({about})' if about else ''}: {decision.reason}"
-    # A name or a reason must not be able to steer a terminal.
-    return f"{_plain(signal.time)}  {action}  {_plain(text)}  {_plain(signal.id)}"
+    word = f"PROPOSED {decision.action.upper()}" if signal.data.proposed else decision.action.upper()
+    where = f"{result.experiment} version {result.version}{f' ({about})' if about else ''}"
+    return word, _COLOURS.get(decision.action), f"{where}: {decision.reason}"
+
+
+def _order(signal: OrderSignal) -> tuple[str, str | None, str]:
+    """The word, its colour, and what follows it."""
+    order = signal.data
+    parts = (
+        order.arm,
+        None if order.stage is None else f"stage {order.stage}",
+        None if order.signal_id is None else f"signal {order.signal_id[:8]}",
+    )
+    about = ", ".join(part for part in parts if part is not None)
+    word = f"ORDER {order.action.upper().replace('_', ' ')}"
+    where = f"{order.experiment} version {order.version}{f' ({about})' if about else ''}"
+    return word, _COLOURS.get(order.action), f"{where}: {order.actor}: {order.reason}"
 
 
 def _plain(text: str) -> str:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from stream_xp.adapters.topic_reader import TopicReader, TopicRecord
 from stream_xp.domain.decision import Action, Result, Signal
+from stream_xp.domain.operator import OperatorAction, Order, OrderSignal
 from stream_xp.errors import ConfigError
 from stream_xp.services.passed_over import PassedOver
+from stream_xp.services.signal_records import SignalRecord, experiment_of, readable, version_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -76,13 +79,14 @@ def _readable(
 
 def read_signals(
     settings: Settings, *, experiment: str | None = None, limit: int | None = None, follow: bool = False
-) -> Iterator[Signal]:
-    """Give the newest `limit` signals (all, without one) by time, then new ones forever if `follow`.
+) -> Iterator[SignalRecord]:
+    """Give the newest `limit` signals and orders (all, without one) by time, then new ones forever if `follow`.
 
-    A signal that stands on the topic twice (same `source` and `id`) is given once. So is the stop or ship of an
-    experiment version: decisions latch, and a later one is that of a worker that had lost its partitions while
-    it wrote. All signals of an experiment are in one partition, so every reader sees the same one first.
-    A record that is no signal is passed over; the log says so, and how many there were.
+    What stands on the topic twice (same `source` and `id`) is given once. A decision of the service that cannot
+    count is left out: while a stop or ship is in force, or from before the newest reset, it is that of a worker that
+    had lost its partitions while it wrote. All of an experiment is in one partition, so every reader sees the same one
+    first. What people ordered is always given, also if it changed nothing.
+    A record that is neither is passed over; the log says so, and how many there were.
 
     Raises:
         ConfigError: the topic is missing.
@@ -90,43 +94,94 @@ def read_signals(
     """
     with TopicReader(settings, settings.topic("signals")) as reader, PassedOver() as passed_over:
         believed = _Believed(passed_over)
-        past = sorted(believed.of(reader.backlog(), experiment), key=lambda signal: (signal.time, signal.id))
+        past = sorted(believed.of(reader.backlog(), experiment), key=lambda record: (record.time, record.id))
         yield from past if limit is None else past[max(0, len(past) - limit) :]
         if follow:
             yield from believed.of(reader.follow(), experiment)
 
 
+class _Latch:
+    """What is in force of one experiment version: enough of `engine.standing` to tell what cannot count.
+
+    The spec is not read here, so that an order which its rules refuse is taken at its word.
+    """
+
+    def __init__(self) -> None:
+        self._latched: str | None = None
+        self._proposed: str | None = None
+        self._resets: list[str | None] = [None]
+
+    def counts(self, signal: Signal) -> bool:
+        """Whether a decision can count where it stands; it is kept if so."""
+        action = signal.data.decision.action
+        if action is Action.HOLD:
+            return True
+        if signal.data.since not in self._resets:
+            # The order itself is gone with the time that the topic keeps.
+            self._reset(signal.data.since)
+        if self._latched is not None or signal.data.since != self._resets[-1]:
+            return False
+        if action in (Action.STOP, Action.SHIP):
+            if not signal.data.proposed:
+                self._conclude(signal.id)
+            elif self._proposed is not None:
+                return False
+            else:
+                self._proposed = signal.id
+        return True
+
+    def ordered(self, order: Order, identity: str) -> None:
+        """Take in what a person ordered."""
+        if order.action is OperatorAction.RESET:
+            held = self._latched or self._proposed
+            if held is not None and order.signal_id in (None, held):
+                self._reset(identity)
+        elif order.action in (OperatorAction.STOP, OperatorAction.SHIP):
+            if self._latched is None:
+                self._conclude(identity)
+        elif self._proposed is not None and order.signal_id == self._proposed:
+            if order.action is OperatorAction.APPROVE:
+                self._conclude(self._proposed)
+            elif order.action is OperatorAction.REJECT:
+                self._proposed = None
+        elif order.action is OperatorAction.SET_STAGE and self._latched is None:
+            self._proposed = None
+
+    def _reset(self, identity: str | None) -> None:
+        self._latched, self._proposed = None, None
+        self._resets.append(identity)
+
+    def _conclude(self, identity: str) -> None:
+        self._latched, self._proposed = identity, None
+
+
 class _Believed:
-    """Which signals a reader believes: each once, and of an experiment version the first stop or ship after a reset."""
+    """Which records a reader believes: each once, and no decision that cannot count."""
 
     def __init__(self, passed_over: PassedOver) -> None:
         self._passed_over = passed_over
         self._seen: set[tuple[str, str]] = set()
-        self._decided: dict[tuple[str, int, str | None], str] = {}
+        self._latches: defaultdict[tuple[str, int], _Latch] = defaultdict(_Latch)
 
-    def of(self, records: Iterable[TopicRecord], experiment: str | None) -> Iterator[Signal]:
-        """The signals among records, of one experiment if it is named."""
+    def of(self, records: Iterable[TopicRecord], experiment: str | None) -> Iterator[SignalRecord]:
+        """The signals and orders among records, of one experiment if it is named."""
         for record in records:
             if record.value is None:
                 continue
-            signal = self._passed_over.decoded(record.value, Signal, topic=record.topic, place=record.place)
-            if (
-                signal is not None
-                and experiment in (None, signal.data.result.experiment)
-                and self._is_news(signal)
-            ):
-                yield signal
+            said = readable(self._passed_over, record.value, topic=record.topic, place=record.place)
+            if said is not None and experiment in (None, experiment_of(said)) and self._is_news(said):
+                yield said
 
-    def _is_news(self, signal: Signal) -> bool:
-        identity = (signal.source, signal.id)
+    def _is_news(self, said: SignalRecord) -> bool:
+        identity = (said.source, said.id)
         if identity in self._seen:
             return False
         self._seen.add(identity)
-        data, result = signal.data, signal.data.result
-        if data.proposed or data.decision.action not in (Action.STOP, Action.SHIP):
+        latch = self._latches[experiment_of(said), version_of(said)]
+        if isinstance(said, OrderSignal):
+            latch.ordered(said.data, said.id)
             return True
-        key = (result.experiment, result.version, data.since)
-        return self._decided.setdefault(key, signal.id) == signal.id
+        return latch.counts(said)
 
 
 def _standing(result: Result, now_ms: int) -> Standing:

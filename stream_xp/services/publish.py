@@ -50,7 +50,7 @@ def plan_application(settings: Settings, spec: ExperimentSpec, *, now_ms: int) -
         ConfigError: see `domain.publication`; or a topic is missing.
         DependencyError: a broker did not answer.
     """
-    before, config_before = _published(settings, spec.experiment)
+    before, config_before = published(settings, spec.experiment)
     after = next_record(before, spec, effective_ms=now_ms + settings.activation_delay_ms)
     config_after = next_config(config_before, after)
     return Publication(before=before, after=after, config_before=config_before, config_after=config_after)
@@ -63,7 +63,7 @@ def plan_archiving(settings: Settings, experiment: str) -> Publication:
         ConfigError: there is no such experiment; or a topic is missing.
         DependencyError: a broker did not answer.
     """
-    before, config = _published(settings, experiment)
+    before, config = published(settings, experiment)
     if before is None:
         raise ConfigError(f"{experiment}: no such experiment on {settings.topic('experiments')}")
     after = archived_record(before)
@@ -90,7 +90,13 @@ def publish(settings: Settings, publication: Publication) -> None:
             writer.flush()
 
 
-def _published(settings: Settings, experiment: str) -> tuple[ExperimentRecord | None, ConfigRecord | None]:
+def published(settings: Settings, experiment: str) -> tuple[ExperimentRecord | None, ConfigRecord | None]:
+    """Return the experiment record that the engine goes by, and the config that applications follow.
+
+    Raises:
+        ConfigError: a topic is missing, or the newest record cannot be read.
+        DependencyError: a broker did not answer.
+    """
     return _experiment(settings, experiment), _config(settings, experiment)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from stream_xp.domain.decision import Action, Result, Signal
 from stream_xp.services.demo.tail import RESULTS
 from stream_xp.services.passed_over import PassedOver
+from stream_xp.services.signal_records import readable
 from stream_xp.simulator import EXPOSURES, REWARDS
 
 if TYPE_CHECKING:
@@ -74,8 +75,8 @@ class Board:
             if result is not None:
                 self._take_result(result, seen.seen_s)
             return
-        signal = self.passed_over.decoded(seen.value, Signal, topic=seen.topic, place=seen.place)
-        if signal is not None and signal.data.decision.action is not Action.HOLD:
+        signal = readable(self.passed_over, seen.value, topic=seen.topic, place=seen.place)
+        if isinstance(signal, Signal) and signal.data.decision.action in (Action.STOP, Action.SHIP):
             self.signals[signal.data.result.experiment].append(Heard(signal, seen.seen_s))
 
     def _take_result(self, result: Result, seen_s: float) -> None:
