@@ -28,6 +28,7 @@ pytestmark = [pytest.mark.broker, pytest.mark.slow]
 
 WAIT_S = "120"
 """For whatever machine; the commands end as soon as the order is enacted."""
+METRIC = {"kind": "conversion", "attribution_window": "100ms"}
 DESIGN = {
     "experiment": "exp",
     "owner": "tests",
@@ -36,17 +37,16 @@ DESIGN = {
     "planned_sample": 4000,
     "arms": [{"key": "old", "weight": 0.5, "control": True}, {"key": "new", "weight": 0.5}],
     "metrics": [
-        {
-            "key": "click",
-            "kind": "conversion",
-            "role": "primary",
-            "direction": "increase",
-            "attribution_window": "100ms",
-        }
+        METRIC | {"key": "click", "role": "primary", "direction": "increase"},
+        METRIC | {"key": "error", "role": "guardrail", "direction": "decrease", "margin": {"absolute": 0.1}},
     ],
+    # No stage is ever over by itself.
     "ramp": {
-        "stages": [{"coverage": 0.1, "minimum_units": 10**9}, {"coverage": 0.5, "minimum_units": 10**9}]
-        + [{"coverage": 1.0}]
+        "stages": [
+            {"coverage": 0.1, "minimum_units": 10**9},
+            {"coverage": 0.5, "minimum_units": 10**9},
+            {"coverage": 1.0},
+        ]
     },
 }
 
