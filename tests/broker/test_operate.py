@@ -1,33 +1,37 @@
-"""Orders by the command line on the embedded broker, enacted by a worker."""
+"""Orders and decision records on the embedded broker, with a worker that enacts what is ordered."""
 
 from __future__ import annotations
 
-import json
+import subprocess
+import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
-from click.testing import CliRunner
 
 from stream_xp.adapters.kafka_admin import declared_topics
 from stream_xp.adapters.topic_writer import TopicWriter
-from stream_xp.cli import main
+from stream_xp.domain.decision import ConfigRecord, Signal
 from stream_xp.domain.experiment import ExperimentSpec
-from stream_xp.services.evidence import read_standings
+from stream_xp.domain.operator import OperatorAction
+from stream_xp.services.evidence import read_signals, read_standings
+from stream_xp.services.memo import Memo
+from stream_xp.services.operate import Call, Fate, place, wait
 from stream_xp.services.publish import plan_application, publish
 from stream_xp.services.worker import WorkerThread
 from stream_xp.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from stream_xp.adapters.embedded_broker import EmbeddedBroker
 
 pytestmark = [pytest.mark.broker, pytest.mark.slow]
 
-WAIT_S = "120"
-"""For whatever machine; the commands end as soon as the order is enacted."""
+DEADLINE_S = 120.0
+"""For whatever machine; everything ends as soon as it is done."""
 METRIC = {"kind": "conversion", "attribution_window": "100ms"}
 DESIGN = {
     "experiment": "exp",
@@ -53,7 +57,7 @@ DESIGN = {
 
 @pytest.fixture
 def settings(embedded_broker: EmbeddedBroker) -> Iterator[Settings]:
-    """A worker, and an experiment with its first results."""
+    """A worker, and an experiment with its first result."""
     found = Settings(
         bootstrap=embedded_broker.bootstrap,
         broker="embedded",
@@ -65,59 +69,107 @@ def settings(embedded_broker: EmbeddedBroker) -> Iterator[Settings]:
     for topic in declared_topics(found):
         embedded_broker.create_topic(topic.name, topic.partitions)
     spec = msgspec.convert(DESIGN, ExperimentSpec)
-    publish(found, plan_application(found, spec, now_ms=time.time_ns() // 1_000_000))
+    publish(found, plan_application(found, spec, now_ms=_now_ms()))
     with WorkerThread(found) as worker:
         time.sleep(1.0)  # the spec must govern before its first exposure
-        expose(found)
-        deadline = time.monotonic() + 120
-        while not read_standings(found, now_ms=0):
-            worker.check()
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        send(found, range(40))
+        until(worker, lambda: read_standings(found, now_ms=0))
         yield found
+        worker.check()
 
 
-def expose(settings: Settings) -> None:
-    now_ms = time.time_ns() // 1_000_000
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def until(worker: WorkerThread | None, condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        if worker is not None:
+            worker.check()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def send(settings: Settings, units: range, *, harmed: str | None = None) -> None:
+    """Expose units in turn; those of one arm all have an error, if it is named."""
     with TopicWriter(settings) as writer:
-        for unit in range(40):
-            event = {"id": f"e{unit}", "time": now_ms, "source": "/app", "unit": f"u{unit}"}
-            body = event | {"experiment": "exp", "arm": ("old", "new")[unit % 2], "weight_epoch": 0}
-            writer.send(settings.topic("exposures"), key=f"u{unit}".encode(), value=msgspec.json.encode(body))
+        for unit in units:
+            arm = ("old", "new")[unit % 2]
+            event = {"time": _now_ms(), "source": "/app", "unit": f"u{unit}"}
+            sent = [
+                ("exposures", event | {"id": f"e{unit}", "experiment": "exp", "arm": arm, "weight_epoch": 0})
+            ]
+            if arm == harmed:
+                sent.append(("rewards", event | {"id": f"r{unit}", "metric": "error"}))
+            for topic, body in sent:
+                writer.send(settings.topic(topic), key=f"u{unit}".encode(), value=msgspec.json.encode(body))
 
 
-def order(settings: Settings, *arguments: str) -> dict[str, Any]:
+def order(settings: Settings, action: str, **fields: Any) -> ConfigRecord:
     """Give an order and wait for it; the config that came of it."""
-    shared = ("--bootstrap", settings.bootstrap, "--broker", "embedded", "--actor", "kim", "--reason", "r")
-    result = CliRunner().invoke(main, [*arguments, *shared, "--wait", "--timeout", WAIT_S, "--json"])
-    assert result.exit_code == 0, result.output
-    answer = json.loads(result.stdout)
-    assert answer["fate"] == "enacted", answer
-    config: dict[str, Any] = answer["config"]
-    return config
+    call = Call(
+        experiment="exp", action=OperatorAction(action), actor="kim", reason="the test says so", **fields
+    )
+    placed = place(settings, call, now_ms=_now_ms(), nonce=action)
+    outcome = wait(settings, placed, timeout_s=DEADLINE_S)
+    assert outcome.fate is Fate.ENACTED, outcome
+    assert outcome.config is not None
+    return outcome.config
+
+
+def command(settings: Settings, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a command in a process of its own: the worker of this one writes its log to standard output."""
+    shared = ("--bootstrap", settings.bootstrap, "--broker", "embedded")
+    return subprocess.run(
+        [sys.executable, "-m", "stream_xp", *arguments, *shared], capture_output=True, text=True, check=False
+    )
 
 
 def test_every_order_is_enacted_and_told(settings: Settings) -> None:
-    def told(config: dict[str, Any]) -> tuple[str, float, bool]:
-        return config["status"], config.get("coverage", 1.0), config.get("paused", False)
+    def told(config: ConfigRecord) -> tuple[str, float, bool]:
+        return config.status, config.coverage, config.paused
 
-    assert told(order(settings, "pause", "exp")) == ("running", 0.1, True)
-    assert told(order(settings, "resume", "exp")) == ("running", 0.1, False)
-    assert told(order(settings, "set-stage", "exp", "--stage", "1")) == ("running", 0.5, False)
-    stopped = order(settings, "stop", "exp")
+    assert told(order(settings, "pause")) == ("running", 0.1, True)
+    assert told(order(settings, "resume")) == ("running", 0.1, False)
+    assert told(order(settings, "set_stage", stage=1)) == ("running", 0.5, False)
+    stopped = order(settings, "stop")
     assert told(stopped) == ("stopped", 0.0, False)
-    assert stopped["weights"] == {"old": 1.0, "new": 0.0}
+    assert stopped.weights == {"old": 1.0, "new": 0.0}
     # After a stop the ramp begins again at its first stage.
-    again = order(settings, "reset", "exp", "--signal", stopped["signal_id"][:8])
+    again = order(settings, "reset", signal=(stopped.signal_id or "")[:8])
     assert told(again) == ("running", 0.1, False)
-    assert again["weights"] == {"old": 0.5, "new": 0.5}
-    shipped = order(settings, "ship", "exp", "--arm", "new")
-    assert told(shipped) == ("shipped", 1.0, False)
-    assert shipped["weights"] == {"old": 0.0, "new": 1.0}
-    shared = ("--bootstrap", settings.bootstrap, "--broker", "embedded")
-    refused = CliRunner().invoke(main, ["pause", "nobody", "--reason", "r", "--actor", "kim", *shared])
-    assert (refused.exit_code, "nobody: no such experiment" in refused.stderr) == (2, True)
-    shown = CliRunner().invoke(main, ["signals", "exp", *shared])
+    assert again.weights == {"old": 0.5, "new": 0.5}
+    ended = command(
+        settings, "ship", "exp", "--reason", "enough", "--actor", "jo", "--wait", "--timeout", "120"
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert "shipped, coverage 1, old 0, new 1" in ended.stdout
+    refused = command(settings, "pause", "exq", "--reason", "r")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr == "Error: exq: no such experiment on xp.experiments; there is exp\n"
+    shown = command(settings, "signals", "exp")
     actions = [line.split("  ")[1] for line in shown.stdout.splitlines()]
     words = ("PAUSE", "RESUME", "SET STAGE", "STOP", "RESET", "SHIP")
-    assert (shown.exit_code, actions) == (0, [f"ORDER {word}" for word in words])
+    assert (shown.returncode, shown.stderr, actions) == (0, "", [f"ORDER {word}" for word in words])
+
+
+def test_an_experiment_that_harmed_has_its_memo(settings: Settings, tmp_path: Path) -> None:
+    none_yet = command(settings, "memo", "exp")
+    assert (none_yet.returncode, none_yet.stdout) == (2, "")
+    assert "version 1 has no stop or ship yet" in none_yet.stderr
+    send(settings, range(40, 640), harmed="new")
+    until(None, lambda: list(read_signals(settings)))
+    told = command(settings, "memo", "exp", "--json")
+    assert told.returncode == 0, told.stderr
+    memo = msgspec.json.decode(told.stdout, type=Memo)
+    (signal,) = read_signals(settings)
+    assert isinstance(signal, Signal)
+    assert (memo.decided.signal_id, memo.decided.action, memo.decided.metric) == (signal.id, "stop", "error")
+    assert memo.statistics_hash == signal.data.result.statistics_hash
+    assert [(one.metric, one.state) for one in memo.metrics][1] == ("error", "harmed")
+    written = command(settings, "memo", "exp", "--out", str(tmp_path / "memos"))
+    assert written.returncode == 0, written.stderr
+    page = Path(written.stdout.strip())
+    assert page.read_text().startswith("# exp, version 1: stop (new, error)\n")
+    assert page.with_suffix(".json").is_file()
