@@ -258,7 +258,7 @@ def _caveats(
 ) -> Iterable[str]:
     if decided.by != SERVICE:
         yield f"A person ({decided.by}) decided this, not the evidence: no error level covers it."
-        yield f"The evidence shown is that of look {result.look}, the newest known before the order."
+        yield f"The evidence shown is that of look {result.look}, the known one nearest before the order, if any is."
     yield from _of_rule(facts, result)
     for metric in metrics:
         yield from _of_metric(metric)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from stream_xp.domain.decision import Evidence
 from stream_xp.domain.experiment import Metric, Role, WeightEpoch
+from stream_xp.domain.statistics import Outcomes
 from stream_xp.services.memo.build import SERVICE
 from stream_xp.services.memo.record import Force, Memo, MetricMemo, Shrunk
 from stream_xp.stats.selection import MIN_EXPERIMENTS
@@ -97,19 +98,20 @@ def _size(metric: Metric) -> str:
     return (
         f"{name} {size.absolute:g}"
         if size.absolute is not None
-        else f"{name} {size.relative:.4%} of the control"
+        else f"{name} {100 * (size.relative or 0.0):.4g} % of the control"
     )
 
 
 def _seen(memo: Memo) -> list[str]:
     seen = memo.seen
-    watermark = "none" if seen.watermark_ms is None else _time(seen.watermark_ms)
+    watermark = "no watermark yet" if seen.watermark_ms is None else _time(seen.watermark_ms)
     lines = [
         "## What was seen",
         "",
         f"- Look {seen.look:,}, runtime {_duration(seen.runtime_ms)}, data complete up to {watermark}",
         f"- Sample ratio: {_ratio(memo)}",
         f"- Units in more than one arm: {seen.crossover_units:,}",
+        f"- Exposures: {_outcomes(seen.exposure_outcomes)}; rewards: {_outcomes(seen.reward_outcomes)}",
         *[
             f"- Declared look at {one.look:g} of the sample, taken at {one.information:.4g}"
             for one in seen.looks
@@ -128,6 +130,12 @@ def _seen(memo: Memo) -> list[str]:
         lines += ["", "Nothing could ship at these looks:", ""]
         lines += _table(("reason", "looks", "from", "until"), rows)
     return lines
+
+
+def _outcomes(outcomes: Outcomes) -> str:
+    counts = ((name, getattr(outcomes, name)) for name in outcomes.__struct_fields__ if name != "read")
+    found = "".join(f", {count:,} {_text(name.replace('_', ' '))}" for name, count in counts if count)
+    return f"{outcomes.read:,} read{found}"
 
 
 def _ratio(memo: Memo) -> str:
@@ -173,7 +181,7 @@ def _evidence(memo: Memo) -> list[str]:
         "",
         *_table((*names, "guardrail", "method"), rows),
     ]
-    lines += _quantiles(memo)
+    lines += _quantiles(memo) + _segments(memo)
     for metric in memo.metrics:
         if metric.plot is not None:
             lines += ["", f"![{_text(metric.metric)} in {_text(metric.arm)}]({metric.plot})"]
@@ -198,6 +206,24 @@ def _quantiles(memo: Memo) -> list[str]:
         return []
     names = ("metric", "arm", "quantile", "control", "treated", "effect [lower, upper]", "log_e")
     return ["", *_table(names, rows)]
+
+
+def _segments(memo: Memo) -> list[str]:
+    rows = [
+        (
+            one.segment,
+            one.metric,
+            one.arm,
+            f"{one.control_units:,} / {one.arm_units:,}",
+            _interval(one.effect),
+            _log_e(one.effect),
+        )
+        for one in memo.segments
+    ]
+    if not rows:
+        return []
+    names = ("segment", "metric", "arm", "units", "effect [lower, upper]", "log_e")
+    return ["", "Registered segments inform and never decide:", "", *_table(names, rows)]
 
 
 def _guard(metric: MetricMemo) -> str:

@@ -10,7 +10,17 @@ import pytest
 
 from stream_xp import stats
 from stream_xp.adapters.kafka_admin import topics_dir
-from stream_xp.domain.decision import Action, Evidence, Method, MetricResult, MetricState, Result, Signal
+from stream_xp.domain.decision import (
+    Action,
+    Evidence,
+    Method,
+    MetricResult,
+    MetricState,
+    QuantileResult,
+    Result,
+    SegmentResult,
+    Signal,
+)
 from stream_xp.domain.experiment import ExperimentRecord, ExperimentSpec, MetricKind, WeightEpoch
 from stream_xp.domain.operator import OperatorAction, Order, OrderSignal
 from stream_xp.domain.statistics import ALL, MetricMoments
@@ -334,7 +344,7 @@ def test_the_page_has_every_part() -> None:
     ]
     assert "**in force**, decided by the service, approved by kim at" in text
     assert "minimum effect 0.01" in text
-    assert "margin 2.0000% of the control" in text
+    assert "margin 2 % of the control" in text
     assert "no prior could be learned: 0 past effects" in text
     assert "| 1 | 1970-01-01 01:00:00 UTC | 1 | old 0, new 1 (final) | won |" in text
     assert "`stream-xp verify won` derives it again" in text
@@ -356,6 +366,24 @@ def test_tables_have_as_many_cells_in_every_line() -> None:
         elif block:
             assert len(set(block)) == 1, line
             block = []
+
+
+def test_quantiles_and_segments_have_tables_of_their_own() -> None:
+    shown = Evidence(0.1, 0.05, None, 2.0, 0.1, 3.0)
+    quantile = QuantileResult(quantile=0.9, control_value=1.0, arm_value=1.1, effect=shown)
+    segment = SegmentResult(
+        metric="click", arm="new", segment="os=a", control_units=10, arm_units=11, effect=shown
+    )
+    signal = decided("won")
+    found = msgspec.structs.replace(
+        signal.data.result,
+        metrics=(msgspec.structs.replace(metric(), quantiles=(quantile,)),),
+        segments=(segment,),
+    )
+    data = msgspec.structs.replace(signal.data, result=found)
+    text = markdown(newest(facts(msgspec.structs.replace(signal, data=data))))
+    assert "| click | new | 0.9 | 1 | 1.1 | 0.1 \\[0.05, -\\] | 2.00 of 3.00 |" in text
+    assert "| os=a | click | new | 10 / 11 | 0.1 \\[0.05, -\\] | 2.00 of 3.00 |" in text
 
 
 def test_the_json_is_the_memo_again() -> None:

@@ -26,6 +26,8 @@ from stream_xp.domain.operator import OperatorAction, OrderSignal
 from stream_xp.engine.standing import said, standing
 from stream_xp.errors import ConfigError
 from stream_xp.services import evidence, operate, publish
+from stream_xp.services.demo.board import Board
+from stream_xp.services.demo.tail import SIGNALS, Seen
 from stream_xp.services.operate import Call, Fate, Placed, place, wait
 from stream_xp.services.passed_over import PassedOver
 from stream_xp.services.signal_records import readable
@@ -491,3 +493,15 @@ def test_what_a_reader_believes_is_what_counts(topics: Topics) -> None:
     ignored = {one.id for one in standing(design, [said(one) for one in records]).ignored}
     assert ignored == {"p2", "s1"}
     assert {one.id for one in evidence.read_signals(SETTINGS)} == {one.id for one in records} - ignored
+
+
+def test_the_demo_counts_stops_and_ships_only(topics: Topics) -> None:
+    topics.add("experiments", "exp", record(spec()))
+    put("pause")
+    topics.add("signals", "exp", decided("moved", Action.ADVANCE))
+    topics.add("signals", "exp", decided("won", Action.SHIP))
+    board = Board()
+    for one in topics.of("signals"):
+        board.take(Seen(SIGNALS, one.value or b"", 0.0))
+    assert [heard.signal.id for heard in board.signals["exp"]] == ["won"]
+    assert board.passed_over.counts == {}
