@@ -39,7 +39,7 @@ def test_the_broker_is_away_for_a_minute(rig: Rig) -> None:
     with supervised(rig.worker, pause_s=1.0) as supervisor:
         supervisor.worker.wait_started()
         with traffic.flowing(per_s=50):
-            for _ in range(rig.count(dev=1, short=1, full=3)):
+            for _ in range(rig.count(dev=1, short=1, full=2)):
                 time.sleep(1)
                 ends_before = len(supervisor.codes)
                 rig.proxy.refuse()
@@ -61,7 +61,7 @@ FAULTS = ("reset", "stall", "long stall", "latency", "slices", "no new connectio
 def test_the_network_does_its_worst(rig: Rig) -> None:
     rig.prepare()
     traffic = rig.traffic()
-    faults = list(FAULTS) * rig.count(dev=1, short=1, full=7)
+    faults = list(FAULTS) * rig.count(dev=1, short=1, full=5)
     rig.random.shuffle(faults)
     with supervised(rig.worker) as supervisor:
         supervisor.worker.wait_started()

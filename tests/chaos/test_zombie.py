@@ -46,7 +46,7 @@ def test_a_zombie_changes_nothing_that_a_reader_believes(rig: Rig) -> None:
     rig.random.shuffle(moments)
     with traffic.flowing():
         # At a moment of the clock, and between two effects, where a write of the zombie is still to come.
-        for moment in [None, *moments[: rig.count(dev=1, short=1, full=15)]]:
+        for moment in [None, *moments[: rig.count(dev=1, short=1, full=8)]]:
             faults = (
                 () if moment is None else ("--at", f"{moment}:{rig.random.randint(2, 5)}", "--then", "stop")
             )
