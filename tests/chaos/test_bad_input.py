@@ -28,7 +28,7 @@ def test_bad_traffic(rig: Rig, name: str) -> None:
     rig.name = f"traffic: {name}"
     rig.prepare()
     traffic = rig.traffic(mix=MIXES[name])
-    for _ in range(rig.count(dev=1, short=1, full=3)):
+    for _ in range(rig.count(dev=1, short=1, full=2)):
         with rig.worker() as worker, traffic.flowing():
             worker.wait_started()
             if name == "poison":

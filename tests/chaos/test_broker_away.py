@@ -21,7 +21,7 @@ def test_the_broker_is_killed_and_started_again(rig: Rig) -> None:
     with supervised(rig.worker) as supervisor:
         supervisor.worker.wait_started()
         with traffic.flowing():
-            for _ in range(rig.count(dev=1, short=1, full=8)):
+            for _ in range(rig.count(dev=1, short=1, full=6)):
                 time.sleep(rig.random.uniform(0.5, 2.0))
                 rig.node.restart(away_s=rig.random.choice((0.0, 1.0, 4.0)))
                 rig.faulted()

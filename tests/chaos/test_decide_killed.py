@@ -49,7 +49,7 @@ def stopped(settings: Settings) -> set[str]:
 @pytest.mark.chaos("kill -9 of decide, between effects", short=True)
 def test_killed_between_effects(rig: Rig) -> None:
     boundaries = list(BOUNDARIES[: rig.count(dev=3, short=3, full=len(BOUNDARIES))]) * rig.count(
-        dev=1, short=1, full=5
+        dev=1, short=1, full=3
     )
     rig.random.shuffle(boundaries)
     names = [f"decided-{n}" for n in range(len(boundaries))]

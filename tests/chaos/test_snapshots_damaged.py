@@ -22,7 +22,7 @@ DAMAGES = ("newest page flipped", "all pages flipped", "all cut off", "no manife
 def test_damaged_snapshots_cost_a_replay_and_no_truth(rig: Rig) -> None:
     rig.prepare()
     traffic = rig.traffic()
-    for damage in list(DAMAGES) * rig.count(dev=1, short=1, full=3):
+    for damage in list(DAMAGES) * rig.count(dev=1, short=1, full=2):
         with rig.worker() as worker, traffic.flowing():
             worker.wait_started()
             rig.settle_some()
