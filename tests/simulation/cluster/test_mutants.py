@@ -20,7 +20,7 @@ SEEDS = {
     "config before signal": 1,
     "damage is not noticed": 12,
     "no cover": 8,
-    "no latch": 35,
+    "no latch": 66,
     "no wait for acknowledgement": 0,
     "no wait for dead letters": 13,
     "no wait for snapshots": 0,
