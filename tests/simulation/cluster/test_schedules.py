@@ -29,7 +29,7 @@ WORDS = (
 SEEDS = (317, 325, 339, 421, 494, 516)
 """Together they reach everything at least twice; too rare to be asked for are remains without a readable manifest."""
 
-DAMAGED = ((227, False), (2109, True))
+DAMAGED = ((227, False), (53, True))
 """At the end of these a page of the owner's own snapshot is damaged that no later one writes again, and what others had
 left is deleted: whoever loads the partition begins well before what is published. `Verdict.check_restart` judges it."""
 
