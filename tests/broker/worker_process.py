@@ -113,8 +113,8 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-def wait_for(condition: Callable[[], bool], what: str, *, deadline_s: float = 30.0) -> None:
-    """Wait until a condition holds."""
+def wait_for(condition: Callable[[], bool], what: str, *, deadline_s: float = 90.0) -> None:
+    """Wait until a condition holds. The deadline ends a test that hangs; it says nothing of how fast a machine is."""
     ends_at = time.monotonic() + deadline_s
     while not condition():
         assert time.monotonic() < ends_at, f"not within {deadline_s:g} s: {what}"
