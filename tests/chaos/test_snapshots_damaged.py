@@ -30,6 +30,8 @@ def test_damaged_snapshots_cost_a_replay_and_no_truth(rig: Rig) -> None:
         do(rig, damage)
         rig.faulted()
         with rig.worker() as worker:
+            # What was committed before the damage is ahead of what is on the topic until it is written again.
+            rig.settle_some()
             rig.check()
             worker.finish()
             loaded = worker.events("partition loaded")
