@@ -140,3 +140,11 @@ def test_apply_takes_a_file_or_an_experiment(arguments: list[str]) -> None:
     result = CliRunner().invoke(main, ["apply", *arguments])
     assert result.exit_code == 2
     assert "give either FILE or --archive EXPERIMENT" in result.stderr
+
+
+def test_validate_says_what_is_checked_and_not_acted_on(tmp_path: Path) -> None:
+    file = tmp_path / "spec.yaml"
+    file.write_text(Path(CANARY).read_text() + "\nmonitors:\n  data_age: 5m\n")
+    done = CliRunner().invoke(main, ["validate", str(file)])
+    assert done.exit_code == 0
+    assert done.stderr.startswith(f"{file}: monitors: nothing acts on this section yet")
