@@ -13,16 +13,18 @@ from rich.table import Table
 from rich.text import Text
 
 from stream_xp.cli.common import examples, json_option, print_json, with_settings
+from stream_xp.domain.decision import MonitorState
 from stream_xp.services.evidence import Standing, read_standings
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from stream_xp.domain.decision import Action, Evidence, MetricResult, Result
+    from stream_xp.domain.decision import Action, Evidence, MetricResult, MonitorResult, Result
     from stream_xp.domain.statistics import Outcomes
     from stream_xp.settings import Settings
 
 PIPE_WIDTH = 120
+_MONITOR_STYLES = {MonitorState.WARNING: "yellow", MonitorState.INVALID: "bold red"}
 _ACTION_STYLES = {"stop": "bold red", "ship": "bold green", "hold": "yellow"}
 
 
@@ -62,7 +64,7 @@ def _parts(standing: Standing) -> list[RenderableType]:
     result = standing.result
     parts: list[RenderableType] = [_decision(result)]
     parts += [Text(f"invalid: {reason}", style="bold red") for reason in result.invalid]
-    parts += [_arms(result), _metrics(result), *_notes(result), *_sample_ratio(result)]
+    parts += [_arms(result), _metrics(result), *_notes(result), *_sample_ratio(result), *_monitors(result)]
     parts += [Text(_outcomes("exposures", result.exposure_outcomes), style="dim")]
     parts += [
         Text(_outcomes("rewards", result.reward_outcomes), style="dim"),
@@ -135,7 +137,24 @@ def _sample_ratio(result: Result) -> list[Text]:
         return []
     verdict = "MISMATCH" if ratio.mismatch else "no mismatch"
     text = f"sample ratio: {verdict}, log_e {ratio.log_e:.2f} of {ratio.threshold_log_e:.2f}"
-    return [Text(text, style="bold red" if ratio.mismatch else "default")]
+    where = [
+        Text(f"  {one.segment}: {one.units:,} units, log_e {one.log_e:.2f} of {one.threshold_log_e:.2f}")
+        for one in ratio.diagnosis
+    ]
+    return [Text(text, style="bold red" if ratio.mismatch else "default"), *where]
+
+
+def _monitors(result: Result) -> list[Text]:
+    """Return a line for each monitor that is not quiet."""
+    loud = [one for one in result.monitors or () if one.state is not MonitorState.QUIET]
+    return [Text(_monitor(one), style=_MONITOR_STYLES[one.state]) for one in loud]
+
+
+def _monitor(one: MonitorResult) -> str:
+    name = one.monitor.replace("_", " ")
+    test = "" if one.log_e is None else f", log_e {one.log_e:.2f} of {one.threshold_log_e or 0.0:.2f}"
+    latched = ", latched" if one.latched else ""
+    return f"monitor {name}: {one.state}{latched}{test}: {one.reason}"
 
 
 def _outcomes(name: str, outcomes: Outcomes) -> str:

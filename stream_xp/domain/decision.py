@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Annotated
 
 import msgspec
 
@@ -156,13 +157,95 @@ class SegmentResult(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     effect: Evidence | None = None
 
 
+class SegmentRatio(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """The sample-ratio test among the units of one registered segment value.
+
+    Attributes:
+        segment: "name=value".
+        threshold_log_e: the level of the experiment's test, divided by the number of registered segment values.
+    """
+
+    segment: str
+    units: int
+    log_e: float
+    threshold_log_e: float
+
+
 class SampleRatio(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """The sequential sample-ratio test over all weight epochs."""
+    """The sequential sample-ratio test over all weight epochs.
+
+    Attributes:
+        diagnosis: of a mismatch, the registered segment values that deviate most, the strongest first. It says where
+            to look and decides nothing.
+    """
 
     log_e: float
     p_always_valid: float
     threshold_log_e: float
     mismatch: bool
+    diagnosis: tuple[SegmentRatio, ...] = ()
+
+
+class MonitorName(StrEnum):
+    """What is watched beside metrics (docs/decisions.md)."""
+
+    CROSSOVERS = "crossovers"
+    DATA_AGE = "data_age"
+    DUPLICATES = "duplicates"
+    REWARD_LOSS = "reward_loss"
+    EXPOSURE_STALL = "exposure_stall"
+
+
+class MonitorState(StrEnum):
+    """What a monitor says: quiet; warning, for people; invalid, nothing moves."""
+
+    QUIET = "quiet"
+    WARNING = "warning"
+    INVALID = "invalid"
+
+
+class ArmRun(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """What had been counted at the look where an arm last got a unit.
+
+    Attributes:
+        units: of the arm.
+        others: units of the other arms.
+        nats: minus the logarithm of the chance that so many others come in a row.
+    """
+
+    units: Annotated[int, msgspec.Meta(ge=0)] = 0
+    others: Annotated[int, msgspec.Meta(ge=0)] = 0
+    nats: Annotated[float, msgspec.Meta(ge=0.0)] = 0.0
+
+
+class MonitorResult(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """One monitor at one look.
+
+    Attributes:
+        arm: of a monitor that watches each arm by itself.
+        metric: of a loss of rewards, the metric with the strongest evidence.
+        value: what was seen: a share, an age (ms), a ratio of rates, or units of other arms in a row.
+        limit: what the spec allows of it; None for a stall.
+        log_e: natural logarithm of the e-value against "all is well"; None where the state is no test.
+        threshold_log_e: proven at or above this.
+        latched: it was proven at this look or before, and nobody has opened it since.
+        since: id of the newest order that opens latches, as known by this look.
+        run: of a stall, where its run of units began.
+        reason: why it is not quiet.
+    """
+
+    monitor: MonitorName
+    state: MonitorState = MonitorState.QUIET
+    arm: str | None = None
+    metric: str | None = None
+    value: float | None = None
+    limit: float | None = None
+    log_e: float | None = None
+    threshold_log_e: float | None = None
+    latched: bool = False
+    since: str | None = None
+    run: ArmRun | None = None
+    reason: str | None = None
 
 
 class ArmResult(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -240,12 +323,13 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
         runtime_ms: watermark minus first exposure.
         invalid: why nothing may ship now; empty when all is well.
         decision: the decision in force; latched ones stay.
-        evaluated_ms: wall clock of the worker; telemetry, no result depends on it.
+        evaluated_ms: wall clock of the worker; only the age of the data depends on it.
         weight_epochs: how many weight epochs the spec had by then; None in results of workers that did not say so.
         spread_ms: distance of the source partitions' watermarks over which nothing ships; None likewise.
         rollout: where it stands; None likewise.
         guarantee: what the rule that ships it promises; None for a spec without a conclusion.
         looks: of a group sequential rule, the looks that it has taken.
+        monitors: what is watched beside metrics; None in results of workers that did not say so.
     """
 
     experiment: str
@@ -271,6 +355,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     rollout: RolloutState | None = None
     guarantee: str | None = None
     looks: tuple[LookTaken, ...] = ()
+    monitors: tuple[MonitorResult, ...] | None = None
     schema: int = 1
 
 

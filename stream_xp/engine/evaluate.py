@@ -18,13 +18,17 @@ from stream_xp.domain.decision import (
     Method,
     MetricResult,
     MetricState,
+    MonitorResult,
     SampleRatio,
+    SegmentRatio,
     SegmentResult,
 )
-from stream_xp.domain.experiment import Direction, ExperimentRecord, Metric, Role
-from stream_xp.domain.statistics import ALL, ExperimentStatistics
+from stream_xp.domain.experiment import OTHER, Direction, ExperimentRecord, ExperimentSpec, Metric, Role
+from stream_xp.domain.rollout import Monitors
+from stream_xp.domain.statistics import ALL, ExperimentStatistics, UnitKey
 from stream_xp.engine.comparison import (
     UNTESTABLE,
+    Cell,
     Comparison,
     Finder,
     Finding,
@@ -38,8 +42,8 @@ from stream_xp.engine.mean_findings import mean_findings
 from stream_xp.engine.quantile_findings import quantile_findings
 from stream_xp.engine.rate_findings import rate_findings
 
-MAX_CROSSOVER_SHARE = 0.01
-"""More crossovers than this share of the units make an experiment invalid."""
+_MOST_NAMED = 5
+"""Segment values in the diagnosis of a sample ratio."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,7 @@ class Evaluation:
     Attributes:
         segments: effects inside segments; they inform and never decide.
         invalid: why nothing may ship on it; empty when all is well.
+        monitors: what is watched beside metrics (`engine.monitors`); None where nobody does.
     """
 
     arms: tuple[ArmResult, ...]
@@ -56,6 +61,7 @@ class Evaluation:
     sample_ratio: SampleRatio | None
     invalid: tuple[str, ...]
     segments: tuple[SegmentResult, ...] = ()
+    monitors: tuple[MonitorResult, ...] | None = None
 
 
 Look = tuple[ExperimentRecord, ExperimentStatistics]
@@ -121,7 +127,7 @@ def _evaluation(
     arms = _arm_results(record, statistics)
     invalid = [
         *_sample_ratio_faults(ratio),
-        *_crossover_faults(arms, statistics.crossover_units),
+        *_crossover_faults(record.spec, arms, statistics.crossover_units),
         *_limit_faults(statistics),
         *_place_faults(record, statistics),
         *_untestable(metrics),
@@ -190,11 +196,12 @@ def proven(evidence: Evidence) -> bool:
 # --- units ---------------------------------------------------------------------------------------------
 
 
-_Counts: TypeAlias = dict[tuple[str, int, str], int]
+Counts: TypeAlias = dict[UnitKey, int]
 """Units by arm, epoch and segment."""
 
 
-def _unit_counts(statistics: ExperimentStatistics) -> _Counts:
+def unit_counts(statistics: ExperimentStatistics) -> Counts:
+    """Units exposed, by their key."""
     return {(row.arm, row.epoch, row.segment): row.units for row in statistics.units}
 
 
@@ -265,36 +272,58 @@ def _parts(record: ExperimentRecord, table: _Table) -> list[tuple[float, _Table]
 
 
 def _assigned(record: ExperimentRecord, statistics: ExperimentStatistics) -> _Table:
-    """Units per cell and arm, without those in arms of weight 0, and the weights."""
-    counts = _unit_counts(statistics)
-    arms = [arm.key for arm in record.spec.arms]
-    known = cells(record)
-    weights = [[(cell.weights or {}).get(arm, 0.0) for arm in arms] for cell in known]
+    return counted_by(record.spec, cells(record), unit_counts(statistics))
+
+
+def counted_by(spec: ExperimentSpec, places: Sequence[Cell], counts: Counts) -> _Table:
+    """Counts per cell and arm, in the order of the file, without those in arms of weight 0, and the weights."""
+    arms = [arm.key for arm in spec.arms]
+    weights = [[(cell.weights or {}).get(arm, 0.0) for arm in arms] for cell in places]
     rows = [
         [
             counts.get((arm, cell.epoch, cell.segment), 0) if weight > 0 else 0
             for arm, weight in zip(arms, row, strict=True)
         ]
-        for cell, row in zip(known, weights, strict=True)
+        for cell, row in zip(places, weights, strict=True)
     ]
     return rows, weights
 
 
 def _sample_ratio(look: Look, log_e: float, *, exposed: bool) -> SampleRatio | None:
     record, statistics = look
-    stray = _stray_units(record, _unit_counts(statistics))
+    counts = unit_counts(statistics)
+    stray = _stray_units(record, counts)
     if not exposed and not stray:
         return None
     threshold = -math.log(record.spec.sample_ratio_alpha)
+    mismatch = stray or log_e >= threshold
     return SampleRatio(
         log_e=log_e,
         p_always_valid=stats.p_always_valid(log_e),
         threshold_log_e=threshold,
-        mismatch=stray or log_e >= threshold,
+        mismatch=mismatch,
+        diagnosis=_diagnosis(record, counts) if mismatch else (),
     )
 
 
-def _stray_units(record: ExperimentRecord, counts: _Counts) -> bool:
+def _diagnosis(record: ExperimentRecord, counts: Counts) -> tuple[SegmentRatio, ...]:
+    """The segment values that deviate most; a context's value is held against the weights of its own."""
+    spec, known = record.spec, cells(record)
+    labels = [f"{name}={value}" for name, values in spec.segments.items() for value in (*values, OTHER)]
+    threshold = math.log(max(1, len(labels)) / spec.sample_ratio_alpha)
+    found = []
+    for label in labels:
+        # Where the weights depend on another segment, those of this value's units are not known.
+        places = [cell._replace(segment=label) for cell in known if cell.segment in (ALL, label)]
+        rows, weights = counted_by(spec, places, counts)
+        units = sum(map(sum, rows))
+        if units:
+            log_e = float(stats.sample_ratio_log_e(np.array(rows, np.int64), np.array(weights)))
+            found.append(SegmentRatio(segment=label, units=units, log_e=log_e, threshold_log_e=threshold))
+    return tuple(sorted(found, key=lambda one: (-one.log_e, one.segment))[:_MOST_NAMED])
+
+
+def _stray_units(record: ExperimentRecord, counts: Counts) -> bool:
     """Whether an arm of weight 0 got units: an arm at 0 can get none by chance."""
     return any(
         counts.get((arm.key, cell.epoch, cell.segment), 0) > 0
@@ -311,11 +340,13 @@ def _sample_ratio_faults(ratio: SampleRatio | None) -> list[str]:
     return ["sample-ratio mismatch"] if ratio is not None and ratio.mismatch else []
 
 
-def _crossover_faults(arms: Sequence[ArmResult], crossovers: int) -> list[str]:
+def _crossover_faults(spec: ExperimentSpec, arms: Sequence[ArmResult], crossovers: int) -> list[str]:
+    """More crossovers than their share of the spec, proven or not; `engine.monitors` has the proof."""
     units = sum(arm.units for arm in arms)
+    share = (spec.monitors or Monitors()).crossovers
     faults = []
-    if crossovers > MAX_CROSSOVER_SHARE * (units + crossovers):
-        faults.append(f"{crossovers} units were seen in two arms, more than 1 %")
+    if crossovers > share * (units + crossovers):
+        faults.append(f"{crossovers} units were seen in two arms, more than {100 * share:.4g} %")
     if units == 0:
         faults.append("no data")
     return faults

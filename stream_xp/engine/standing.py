@@ -102,6 +102,7 @@ class Standing:
         proposed: the stop or ship that waits for a person.
         paused: the order that holds the ramp and the weights.
         since: id of the newest reset.
+        opened: id of the newest resume or reset: a person has looked at what the monitors say, and opens their latches.
         demand: the newest record that a weight epoch must answer, other than an advance or an allocation.
         move: the newest advance or allocation after it.
         rejected: what a person has refused, and the order: action, arm and the words.
@@ -113,6 +114,7 @@ class Standing:
     proposed: Latch | None = None
     paused: Order | None = None
     since: str | None = None
+    opened: str | None = None
     demand: Demand | None = None
     move: Demand | None = None
     rejected: tuple[tuple[Action, str | None, str], ...] = ()
@@ -215,7 +217,7 @@ def _ordered(spec: ExperimentSpec, now: Standing, one: Said, order: Order) -> St
     if order.action is OperatorAction.RESET:
         return _reset(now, one, order)
     if order.action in (OperatorAction.PAUSE, OperatorAction.RESUME):
-        return _held(now, order)
+        return _held(now, one, order)
     if order.action in (OperatorAction.APPROVE, OperatorAction.REJECT):
         return _answered(now, order)
     if now.latched is not None:
@@ -224,9 +226,9 @@ def _ordered(spec: ExperimentSpec, now: Standing, one: Said, order: Order) -> St
     return act(spec, now, one, order)
 
 
-def _held(now: Standing, order: Order) -> Standing | str:
+def _held(now: Standing, one: Said, order: Order) -> Standing | str:
     if order.action is OperatorAction.RESUME:
-        return replace(now, paused=None) if now.paused is not None else "it is not paused"
+        return replace(now, paused=None, opened=one.id) if now.paused is not None else "it is not paused"
     return replace(now, paused=order) if now.paused is None else "it is paused already"
 
 
@@ -271,7 +273,15 @@ def _reset(now: Standing, one: Said, order: Order) -> Standing | str:
         undone = now.latched.decision.action is Action.STOP
         demand = Demand(OperatorAction.RESET, one.id, undone=undone)
     return replace(
-        now, latched=None, proposed=None, approved=None, rejected=(), since=one.id, demand=demand, move=None
+        now,
+        latched=None,
+        proposed=None,
+        approved=None,
+        rejected=(),
+        since=one.id,
+        opened=one.id,
+        demand=demand,
+        move=None,
     )
 
 

@@ -32,6 +32,7 @@ from stream_xp.domain.decision import (
     ConfigRecord,
     Decision,
     LookTaken,
+    MonitorResult,
     PartitionOffsets,
     Result,
     Signal,
@@ -50,6 +51,7 @@ from stream_xp.domain.statistics import (
 from stream_xp.engine.columns import Block
 from stream_xp.engine.conclusion import guarantee, looked
 from stream_xp.engine.evaluate import Evaluation, evaluate_all
+from stream_xp.engine.monitors import Beside, with_monitors
 from stream_xp.engine.registry import FOREVER
 from stream_xp.engine.standing import NOTHING_SAID, Demand, Said, Standing, said, standing
 from stream_xp.engine.steering import (
@@ -186,6 +188,7 @@ class Decide:
         self._configs: dict[str, ConfigRecord] = {}
         self._looks: dict[_Version, int] = {}
         self._taken: dict[_Version, tuple[LookTaken, ...]] = {}
+        self._monitors: dict[_Version, tuple[MonitorResult, ...]] = {}
         self._lock = asyncio.Lock()
         self._hearing = asyncio.Lock()
         self._heard: dict[str, Callable[[bytes], None]] = {
@@ -328,12 +331,22 @@ class Decide:
 
     def _conclude(self, look: _Look, evaluation: Evaluation) -> _Conclusion:
         known = self._standing(look.record)
+        now_ms = self._clock.now_ms()
+        evaluation = self._with_monitors(look, evaluation, known, now_ms)
+        seen = self._seen(look, evaluation)
+        steering = steer(look.record, known, evaluation, seen, allocator=self._allocator)
+        result = self._result(look, evaluation, known, seen, steering, evaluated_ms=now_ms)
+        return _Conclusion(look, known, steering, result)
+
+    def _with_monitors(self, look: _Look, evaluation: Evaluation, known: Standing, now_ms: int) -> Evaluation:
+        """The evaluation with all that holds it beside its statistics."""
         evaluation = dataclasses.replace(
             evaluation, invalid=(*evaluation.invalid, *apart(look.parts, self._spread_ms))
         )
-        seen = self._seen(look, evaluation)
-        steering = steer(look.record, known, evaluation, seen, allocator=self._allocator)
-        return _Conclusion(look, known, steering, self._result(look, evaluation, known, seen, steering))
+        around = beside(look.parts, now_ms, before=self._monitors.get(look.version, ()), opened=known.opened)
+        evaluation = with_monitors(look.record, look.statistics, evaluation, around)
+        self._monitors[look.version] = evaluation.monitors or ()
+        return evaluation
 
     def _shown(self, one: _Conclusion) -> Result:
         """The result with what is decided: a stop or ship that came to the topic before one's own is what counts."""
@@ -356,7 +369,14 @@ class Decide:
         )
 
     def _result(
-        self, look: _Look, evaluation: Evaluation, known: Standing, seen: Seen, steering: Steering
+        self,
+        look: _Look,
+        evaluation: Evaluation,
+        known: Standing,
+        seen: Seen,
+        steering: Steering,
+        *,
+        evaluated_ms: int,
     ) -> Result:
         record, statistics = look.record, look.statistics
         self._looks[look.version] = self._looks.get(look.version, 0) + 1
@@ -378,12 +398,13 @@ class Decide:
             decision=steering.decision,
             exposure_outcomes=add_outcomes(part.exposure_outcomes for part in look.parts),
             reward_outcomes=add_outcomes(part.reward_outcomes for part in look.parts),
-            evaluated_ms=self._clock.now_ms(),
+            evaluated_ms=evaluated_ms,
             weight_epochs=len(record.epochs),
             spread_ms=self._spread_ms,
             rollout=rollout_state(record, known, steering),
             guarantee=guarantee(record.spec),
             looks=seen.looks,
+            monitors=evaluation.monitors,
         )
 
     async def _send_signals(self, news: Sequence[_Conclusion]) -> None:
@@ -523,6 +544,7 @@ class Decide:
         for key, result in newest.items():
             self._looks[key] = max(result.look, self._looks.get(key, 0))
             self._taken[key] = result.looks
+            self._monitors[key] = result.monitors or ()
 
     def _hear_config(self, value: bytes) -> None:
         """Keep the newest config: not the last one, for who has lost its partitions can still write an older one."""
@@ -709,6 +731,25 @@ def least_watermark(parts: Sequence[PartitionStatistics]) -> int | None:
     """The watermark of the partition that is furthest behind; None before each has one."""
     watermarks = [part.watermark_ms for part in parts if part.watermark_ms is not None]
     return min(watermarks) if watermarks and len(watermarks) == len(parts) else None
+
+
+def beside(
+    parts: Sequence[PartitionStatistics],
+    now_ms: int,
+    *,
+    before: tuple[MonitorResult, ...],
+    opened: str | None,
+) -> Beside:
+    """What monitors need to know beside the statistics; the arguments are those of `Beside`."""
+    watermark_ms = least_watermark(parts)
+    return Beside(
+        add_outcomes(part.exposure_outcomes for part in parts),
+        add_outcomes(part.reward_outcomes for part in parts),
+        # A broker's clock may be ahead of this one.
+        None if watermark_ms is None else max(0, now_ms - watermark_ms),
+        before,
+        opened,
+    )
 
 
 def runtime(parts: Sequence[PartitionStatistics], first_exposure_ms: int | None) -> int:

@@ -22,11 +22,12 @@ from stream_xp.domain.statistics import (
 )
 from stream_xp.engine.conclusion import guarantee, information, looked
 from stream_xp.engine.evaluate import Evaluation, evaluate
+from stream_xp.engine.monitors import with_monitors
 from stream_xp.engine.standing import NOTHING_SAID
 from stream_xp.engine.steering import Seen, steer
 from stream_xp.engine.weights_by_policy import weights_by_policy
 from stream_xp.errors import ConfigError
-from stream_xp.services.decide import SPREAD_MS, apart, least_watermark, runtime, signal_id
+from stream_xp.services.decide import SPREAD_MS, apart, beside, least_watermark, runtime, signal_id
 from stream_xp.services.oracle.prefixes import (
     Logs,
     Prefix,
@@ -361,6 +362,7 @@ def _result(
     spread_ms = settings.idle_grace_ms + SPREAD_MS if recorded.spread_ms is None else recorded.spread_ms
     evaluation = evaluate(record, statistics)
     evaluation = dataclasses.replace(evaluation, invalid=(*evaluation.invalid, *apart(parts, spread_ms)))
+    evaluation = _watched(recorded, record, statistics, parts, evaluation)
     runtime_ms = runtime(parts, statistics.first_exposure_ms)
     looks = looked(record.spec, evaluation, _looks_before(recorded, record, evaluation))
     seen = Seen(statistics, watermark_ms=least_watermark(parts), runtime_ms=runtime_ms, looks=looks)
@@ -379,9 +381,31 @@ def _result(
         decision=steer(record, NOTHING_SAID, evaluation, seen, allocator=weights_by_policy).decision,
         guarantee=guarantee(record.spec),
         looks=looks,
+        monitors=evaluation.monitors,
         exposure_outcomes=add_outcomes(part.exposure_outcomes for part in parts),
         reward_outcomes=add_outcomes(part.reward_outcomes for part in parts),
     )
+
+
+def _watched(
+    recorded: Result,
+    record: ExperimentRecord,
+    statistics: ExperimentStatistics,
+    parts: Sequence[PartitionStatistics],
+    evaluation: Evaluation,
+) -> Evaluation:
+    """Add what the monitors say; a worker that did not watch did not diagnose either.
+
+    Latches of before and the age of the data are not in the raw topics. The recorded ones are taken as those of the
+    look before: what is proven now must follow from the statistics all the same.
+    """
+    if recorded.monitors is None:
+        ratio = evaluation.sample_ratio
+        plain = None if ratio is None else msgspec.structs.replace(ratio, diagnosis=())
+        return dataclasses.replace(evaluation, sample_ratio=plain)
+    opened = recorded.monitors[0].since if recorded.monitors else None
+    around = beside(parts, recorded.evaluated_ms, before=recorded.monitors, opened=opened)
+    return with_monitors(record, statistics, evaluation, around)
 
 
 def _looks_before(

@@ -11,7 +11,7 @@ import pytest
 from stream_xp.domain.decision import Action, ConfigRecord, Decision, RolloutStatus, Signal, SignalData
 from stream_xp.domain.experiment import ExperimentRecord, ExperimentSpec, Status, WeightEpoch
 from stream_xp.domain.operator import OperatorAction, Order, OrderSignal
-from stream_xp.domain.statistics import Outcomes, PartitionStatistics, Progress, build
+from stream_xp.domain.statistics import ArmUnits, Outcomes, PartitionStatistics, Progress, build
 from stream_xp.engine import steering
 from stream_xp.engine.registry import Entry, Registry
 from stream_xp.engine.steering import Wanted
@@ -416,6 +416,63 @@ def test_weights_follow_the_policy(log: Log) -> None:
         wanted = Wanted({"a": 0.2, "b": 0.8}, {}, "b is better")
         await world.look(decide)
         assert world.actions == ["allocate", "allocate"]
+
+    asyncio.run(scenario())
+
+
+def with_units(value: bytes, **units: int) -> bytes:
+    """The same statistics with other numbers of units exposed."""
+    part = msgspec.json.decode(value, type=PartitionStatistics)
+    rows = tuple(ArmUnits(arm, 0, "", n) for arm, n in sorted(units.items()))
+    return msgspec.json.encode(
+        msgspec.structs.replace(part, statistics=msgspec.structs.replace(part.statistics, units=rows))
+    )
+
+
+def test_a_monitor_holds_also_the_next_owner_until_a_person_has_looked(log: Log) -> None:
+    async def scenario() -> None:
+        record = experiment()
+        world = World(log, record)
+        first = world.worker()
+        better = statistics(record, 402, **BETTER)
+        for at, value in enumerate([statistics(record, 401), with_units(better, a=2040, b=2000)]):
+            await first.on_block(block(value))
+            await settle(first)
+            assert [bool(result.invalid) for result in log.results()] == [False, True][: at + 1]
+        assert log.results()[-1].decision.reason == "invalid: b gets no units: 40 in a row went to other arms"
+        second = world.worker()
+        await second.on_block(block(with_units(statistics(record, 403, **BETTER), a=2100, b=2060)))
+        await settle(second)
+        held = log.results()[-1]
+        assert held.invalid == ("exposure stall of b: proven before, and nobody has resumed or reset since",)
+        assert held.evaluated_ms == T
+        await world.say(second, order("pause", "o1"))
+        assert (log.results()[-1].invalid, world.actions) == (held.invalid, [])
+        await world.say(second, order("resume", "o2"))
+        assert (log.results()[-1].invalid, world.actions) == ((), ["ship"])
+        assert {one.since for one in log.results()[-1].monitors or ()} == {"o2"}
+
+    asyncio.run(scenario())
+
+
+def test_data_that_are_too_old_ship_nothing(log: Log) -> None:
+    async def scenario() -> None:
+        record = experiment(monitors={"data_age": "1s"})
+        world = World(log, record)
+        decide = world.worker()
+        part = msgspec.json.decode(statistics(record, 401, **BETTER), type=PartitionStatistics)
+        await decide.on_block(
+            block(msgspec.json.encode(msgspec.structs.replace(part, watermark_ms=T - 1001)))
+        )
+        await settle(decide)
+        result = log.results()[-1]
+        assert (result.invalid, world.actions) == (("the data are 1.0 s old, more than 1s",), [])
+        assert result.monitors is not None
+        assert result.monitors[1].value == 1001
+        fresh = msgspec.structs.replace(part, watermark_ms=T - 1000)
+        await decide.on_block(block(msgspec.json.encode(fresh)))
+        await settle(decide)
+        assert (log.results()[-1].invalid, world.actions) == ((), ["ship"])
 
     asyncio.run(scenario())
 

@@ -18,7 +18,7 @@ from stream_xp.adapters.clock import ManualClock
 from stream_xp.adapters.kafka_log import LogRecord
 from stream_xp.cli import main
 from stream_xp.domain.codec import Limits
-from stream_xp.domain.decision import Action, PartitionOffsets, Result, Signal
+from stream_xp.domain.decision import Action, MonitorState, PartitionOffsets, Result, Signal
 from stream_xp.domain.experiment import ExperimentRecord, ExperimentSpec, WeightEpoch
 from stream_xp.domain.operator import OperatorAction, Order, OrderSignal
 from stream_xp.domain.statistics import PartitionStatistics
@@ -563,7 +563,7 @@ def as_before(signal: Signal) -> Signal:
         key: PartitionOffsets(exposures=one.exposures, rewards=one.rewards, watermark_ms=one.watermark_ms)
         for key, one in signal.data.result.offsets.items()
     }
-    return with_result(signal, offsets=offsets, weight_epochs=None, spread_ms=None)
+    return with_result(signal, offsets=offsets, weight_epochs=None, spread_ms=None, monitors=None)
 
 
 def test_an_older_signal_is_derived_with_the_settings_of_the_command(broker: Broker) -> None:
@@ -577,6 +577,28 @@ def test_an_older_signal_is_derived_with_the_settings_of_the_command(broker: Bro
     assert "does not say the settings of the worker, the first offsets, the weight epochs" in (
         found.reason or ""
     )
+
+
+def test_a_latch_of_before_is_taken_and_what_is_proven_now_is_derived(broker: Broker) -> None:
+    fill(broker)
+    signal = decided(broker, parts(broker))
+    crossovers, *stalls = signal.data.result.monitors or ()
+    assert [(one.monitor, one.state) for one in (crossovers, *stalls)] == [
+        ("crossovers", "quiet"),
+        ("exposure_stall", "quiet"),
+        ("exposure_stall", "quiet"),
+    ]
+    reason = "crossovers: proven before, and nobody has resumed or reset since"
+    latched = msgspec.structs.replace(crossovers, latched=True, state=MonitorState.INVALID, reason=reason)
+    invalid = (*signal.data.result.invalid, reason)
+    rewrite(broker, with_result(signal, monitors=(latched, *stalls), invalid=invalid))
+    assert only(verify(SETTINGS, signal.id)).verdict is Verdict.EQUAL
+    forged = msgspec.structs.replace(crossovers, log_e=1.0)
+    rewrite(broker, with_result(signal, monitors=(forged, *stalls)))
+    found = only(verify(SETTINGS, signal.id))
+    assert found.verdict is Verdict.DIFFERENT
+    assert found.first_difference is not None
+    assert found.first_difference.what == "monitors crossovers log_e"
 
 
 def test_records_written_before_the_new_fields_are_still_read() -> None:
