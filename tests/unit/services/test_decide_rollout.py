@@ -153,7 +153,7 @@ def log(monkeypatch: pytest.MonkeyPatch) -> Log:
     return log
 
 
-BETTER = {"clicks": 0.4}
+BETTER: dict[str, Any] = {"clicks": 0.4}
 HARMED = {"errors": 0.5}
 
 
