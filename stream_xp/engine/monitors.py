@@ -70,8 +70,12 @@ def with_monitors(
 
 
 def _latched(now: MonitorResult, before: MonitorResult | None, opened: str | None) -> MonitorResult:
-    """The monitor with its latch: once proven it stays so, until an order opens it."""
+    """The monitor with its latch: once proven it stays so, until an order opens it.
+
+    An arm that has not begun does not latch: where its clients report later than others, it begins by itself.
+    """
     proven = _proven(now)
+    latches = proven and (now.run is None or now.run.units > 0)
     kept = before is not None and before.latched and before.since == opened
     state, reason = now.state, now.reason
     if state is MonitorState.QUIET and (proven or kept):
@@ -82,7 +86,7 @@ def _latched(now: MonitorResult, before: MonitorResult | None, opened: str | Non
         now,
         state=state,
         reason=None if state is MonitorState.QUIET else reason,
-        latched=proven or kept,
+        latched=latches or kept,
         since=opened,
     )
 

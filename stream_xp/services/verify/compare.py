@@ -81,7 +81,7 @@ def _leaves(path: tuple[str, ...], value: Any) -> Iterator[tuple[tuple[str, ...]
             yield from _leaves((*path, name), below)
     elif isinstance(value, list | tuple) and value and isinstance(value[0], dict):
         for below in value:
-            names = [str(below[name]) for name in _NAMED if name in below]
+            names = [str(below[name]) for name in _NAMED if below.get(name) is not None]
             yield from _leaves((*path, *names), below)
     else:
         yield path, value

@@ -220,12 +220,19 @@ def test_the_evidence_of_a_stall_is_that_of_the_statistical_function():
     assert second.invalid == ("b gets no units: 40 in a row went to other arms",)
 
 
-def test_an_arm_without_any_unit_is_stalled_and_one_that_comes_back_is_latched():
-    looks = [counted({"a": 5}), counted({"a": 25}), counted({"a": 30, "b": 1}), counted({"a": 60, "b": 30})]
+def test_an_arm_that_has_not_begun_is_stalled_until_it_begins():
+    looks = [counted({"a": 5}), counted({"a": 25}), counted({"a": 30, "b": 1})]
     found = [{m.arm: m for m in one.monitors}["b"] for one in in_turn(record(), looks)]
-    assert [one.latched for one in found] == [False, True, True, True]
-    assert found[2].log_e < 0 < found[1].log_e
+    assert [one.state for one in found] == [MonitorState.QUIET, MonitorState.INVALID, MonitorState.QUIET]
+    assert not any(one.latched for one in found)
     assert found[2].run.units == 1
+
+
+def test_an_arm_that_comes_back_is_latched():
+    looks = [counted({"a": 5, "b": 5}), counted({"a": 45, "b": 5}), counted({"a": 50, "b": 9})]
+    found = [{m.arm: m for m in one.monitors}["b"] for one in in_turn(record(), looks)]
+    assert [one.latched for one in found] == [False, True, True]
+    assert found[2].log_e < 0 < found[1].log_e
 
 
 def test_a_unit_that_became_a_crossover_is_no_sign_of_life():
