@@ -241,6 +241,11 @@ def test_a_unit_that_became_a_crossover_is_no_sign_of_life():
     found = [{m.arm: m for m in one.monitors}["b"] for one in in_turn(record(), [*looks, last])]
     assert [one.value for one in found] == [0.0, 20.0, 45.0]
     assert found[-1].latched
+    # One that came since is, though the arm has fewer than at the begin.
+    alive = with_monitors(
+        record(), counted({"a": 550, "b": 498}, crossovers=3), NOTHING, beside((found[-1],))
+    )
+    assert {m.arm: m for m in alive.monitors}["b"].value == 0.0
 
 
 def test_an_arm_of_weight_0_or_1_cannot_stall():
