@@ -44,6 +44,7 @@ COMMANDS: Final = {
         "Compute the statistics again from the raw topics and compare.",
     ),
     "verify": ("stream_xp.cli.verify:verify", "Derive a past decision again from the raw topics."),
+    "simulate": ("stream_xp.cli.simulate:simulate", "Run scenarios with a known truth through the engine."),
     "infer": ("stream_xp.cli.infer:infer", "Compute any method on numbers of your own, a line of JSON each."),
     "bench": ("stream_xp.cli.bench:bench", "Measure the engine on this machine."),
     "calibrate": ("stream_xp.cli.calibrate:calibrate", "Measure the error rate of every method."),
