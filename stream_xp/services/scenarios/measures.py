@@ -92,7 +92,7 @@ _NOTHING = RunOutcome(
     stage=None,
     epochs=1,
     regret=0.0,
-    uniform_regret=0.0,
+    uniform_regret=1.0,
     best_at_end=False,
     naive={test.value: (None, 0.0) for test in _TESTS},
 )
