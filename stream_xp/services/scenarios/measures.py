@@ -188,7 +188,9 @@ def _quantile(name: str, values: Sequence[float], p: float) -> Measure:
     """A quantile of the runs; its error is half the distance of the values one binomial error above and below it."""
     ordered, n = sorted(values), len(values)
     spread = math.sqrt(p * (1 - p) * n)
-    low, at, high = (ordered[min(n - 1, max(0, math.ceil(rank) - 1))] for rank in (p * n - spread, p * n, p * n + spread))
+    low, at, high = (
+        ordered[min(n - 1, max(0, math.ceil(rank) - 1))] for rank in (p * n - spread, p * n, p * n + spread)
+    )
     value = None if math.isinf(at) else at
     error = None if math.isinf(high) or value is None else (high - low) / 2
     return Measure(name=name, value=value, error=error, runs=n)
@@ -204,7 +206,11 @@ def _judged(claim: Claim, by_name: dict[str, Measure]) -> Judged:
         bound = claim.at_least
     limit = _named(bound, by_name).value if isinstance(bound, str) else bound
     words = f"{'at most' if most else 'at least'} {bound if isinstance(bound, str) else f'{bound:g}'}"
-    return Judged(measure=claim.measure, words=words, holds=_holds(measure, limit, most=most, promised=not isinstance(bound, str)))
+    return Judged(
+        measure=claim.measure,
+        words=words,
+        holds=_holds(measure, limit, most=most, promised=not isinstance(bound, str)),
+    )
 
 
 def _holds(measure: Measure, limit: float | None, *, most: bool, promised: bool) -> bool:

@@ -117,7 +117,13 @@ def _verdict(*, holds: bool) -> str:
 
 def _claims(summaries: Sequence[Summary]) -> str:
     rows = [
-        (one.scenario, said(claim.measure), _value(_of(one, claim.measure)), _words(one, claim.words), _verdict(holds=claim.holds))
+        (
+            one.scenario,
+            said(claim.measure),
+            _value(_of(one, claim.measure)),
+            _words(one, claim.words),
+            _verdict(holds=claim.holds),
+        )
         for one in summaries
         for claim in one.claims
     ]
@@ -133,7 +139,8 @@ def _words(one: Summary, words: str) -> str:
 
 def _section(one: Summary) -> str:
     rows = [(said(measure.name), _value(measure)) for measure in one.measures]
-    return f"### {one.scenario}\n\n{one.title} {one.runs:,} runs, {one.looks:,} looks each at most.\n\n{_table(('measure', 'measured'), rows)}"
+    about = f"{one.title} {one.runs:,} runs, {one.looks:,} looks each at most."
+    return f"### {one.scenario}\n\n{about}\n\n{_table(('measure', 'measured'), rows)}"
 
 
 def said(name: str) -> str:

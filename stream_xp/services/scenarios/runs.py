@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import msgspec
 import numpy as np
 
-from stream_xp.domain.decision import Action, ConfigRecord, Decision, LookTaken, MetricState
-from stream_xp.domain.experiment import Direction, ExperimentRecord, ExperimentSpec, WeightEpoch
+from stream_xp.domain.decision import Action, ConfigRecord, Decision, LookTaken, MetricResult, MetricState
+from stream_xp.domain.experiment import OTHER, Direction, ExperimentRecord, ExperimentSpec, WeightEpoch
 from stream_xp.domain.fields import duration_ms
 from stream_xp.domain.operator import OperatorAction, Order
 from stream_xp.domain.publication import next_config, next_record
@@ -200,7 +200,9 @@ class _Simulation:
     def _change(self, change: Change, now_ms: int) -> None:
         for at, run in enumerate(self._runs):
             if run.conclusion is None:
-                arms = tuple(msgspec.structs.replace(a, weight=change.weights[a.key]) for a in run.record.spec.arms)
+                arms = tuple(
+                    msgspec.structs.replace(a, weight=change.weights[a.key]) for a in run.record.spec.arms
+                )
                 spec = msgspec.structs.replace(run.record.spec, arms=arms)
                 effective_ms = now_ms + duration_ms(self._scenario.activation)
                 run.record = next_record(run.record, spec, effective_ms=effective_ms)
@@ -265,19 +267,16 @@ def _wanted_metric(spec: ExperimentSpec) -> tuple[int, float]:
 
 
 def _erred(world: World, evaluation: Evaluation) -> bool:
-    """Whether an effect is claimed that is not there, or on the wrong side; of arms with one effect in all contexts."""
-    directions = {metric.key: metric.direction for metric in world.spec.metrics}
-    for result in evaluation.metrics:
-        state = result.state
-        if state not in (MetricState.BETTER, MetricState.WORSE, MetricState.HARMED):
-            continue
-        truth = world.scenario.truths[result.metric]
-        effect = truth.arms.get(result.arm)
-        times = 1.0 if effect is None else effect.times
-        good = times > 1.0 if directions[result.metric] is Direction.INCREASE else times < 1.0
-        if truth.contexts:
-            continue
-        if times == 1.0 or (state is MetricState.BETTER) != good:
-            return True
-    return False
+    """Whether an effect is claimed that is not there, or on the wrong side in every context."""
+    claimed = (MetricState.BETTER, MetricState.WORSE, MetricState.HARMED)
+    return any(one.state in claimed and not _true(world, one) for one in evaluation.metrics)
 
+
+def _true(world: World, claim: MetricResult) -> bool:
+    contexts = world.scenario.contexts
+    direction = next(metric.direction for metric in world.spec.metrics if metric.key == claim.metric)
+    multiples = world.scenario.truths[claim.metric].multiples(
+        claim.arm, list(contexts.shares) if contexts else [OTHER]
+    )
+    more = (claim.state is MetricState.BETTER) == (direction is Direction.INCREASE)
+    return any(times > 1.0 if more else times < 1.0 for times in multiples)

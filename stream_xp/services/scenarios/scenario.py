@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,10 +21,6 @@ MAX_LOOKS = 100_000
 _LARGEST_SUM = 2**62
 
 
-class _Strict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A part of a scenario: unknown fields are refused."""
-
-
 class Profile(StrEnum):
     """How traffic goes through a day: flat, or daily, a sine from 40 to 160 % with its low at midnight."""
 
@@ -31,7 +28,7 @@ class Profile(StrEnum):
     DAILY = "daily"
 
 
-class TrafficShape(_Strict):
+class TrafficShape(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """New units.
 
     Attributes:
@@ -43,14 +40,14 @@ class TrafficShape(_Strict):
     profile: Profile = Profile.FLAT
 
 
-class Point(_Strict):
+class Point(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the baseline of all arms is multiplied with at a time; straight lines in between."""
 
     at: Duration
     times: Positive
 
 
-class Effect(_Strict):
+class Effect(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What an arm does to the mean of a metric.
 
     Attributes:
@@ -66,7 +63,7 @@ class Effect(_Strict):
     half_life: Duration | None = None
 
 
-class Truth(_Strict):
+class Truth(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The truth about one metric.
 
     Attributes:
@@ -74,6 +71,7 @@ class Truth(_Strict):
         sd: of a mean, standard deviation of a unit's value (normal, rounded to the metric's steps).
         drift: of the baseline, in order of time; constant before the first point and after the last.
         arms: effects by arm; an arm that is not named has the baseline.
+        levels: value of the context to a multiple for all arms there.
         contexts: value of the context, then arm, to a further multiple.
     """
 
@@ -81,10 +79,16 @@ class Truth(_Strict):
     sd: Positive | None = None
     drift: tuple[Point, ...] = ()
     arms: dict[Key, Effect] = {}
+    levels: dict[str, Positive] = {}
     contexts: dict[str, dict[Key, Annotated[float, msgspec.Meta(ge=0.0)]]] = {}
 
+    def multiples(self, arm: str, values: Sequence[str]) -> list[float]:
+        """Multiple of the baseline that an arm has in each context, once its effect has begun."""
+        times = self.arms[arm].times if arm in self.arms else 1.0
+        return [times * self.contexts.get(value, {}).get(arm, 1.0) for value in values]
 
-class Contexts(_Strict):
+
+class Contexts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The values of one registered segment, and their shares of the units; they sum to 1."""
 
     segment: Key
@@ -98,7 +102,7 @@ class DelayShape(StrEnum):
     LOGNORMAL = "lognormal"
 
 
-class Delays(_Strict):
+class Delays(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Time from exposure to reward; a reward after its attribution window is lost.
 
     Attributes:
@@ -111,7 +115,7 @@ class Delays(_Strict):
     sigma: Positive = 1.0
 
 
-class Change(_Strict):
+class Change(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """New weights that a person applies, as `stream-xp apply` does."""
 
     at: Duration
@@ -131,7 +135,7 @@ class Comparison(StrEnum):
     UNIFORM = "uniform"
 
 
-class Claim(_Strict):
+class Claim(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What must hold of a measure: a bound that is a number, or another measure of the same runs."""
 
     measure: str
@@ -139,7 +143,7 @@ class Claim(_Strict):
     at_least: float | str | None = None
 
 
-class Scenario(_Strict):
+class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A whole scenario.
 
     Attributes:
@@ -264,13 +268,19 @@ def _context_faults(world: World) -> list[tuple[str, str]]:
 
 def _truth_faults(world: World) -> list[tuple[str, str]]:
     keys = {metric.key for metric in world.spec.metrics}
-    faults = [(f"truths.{key}", "is no metric of the experiment") for key in world.scenario.truths.keys() - keys]
+    faults = [
+        (f"truths.{key}", "is no metric of the experiment") for key in world.scenario.truths.keys() - keys
+    ]
     for metric in world.spec.metrics:
         truth = world.scenario.truths.get(metric.key)
         if truth is None:
             faults.append((f"truths.{metric.key}", "required: each metric has its truth"))
         else:
-            found = [*_metric_faults(metric), *_value_faults(world, metric, truth), *_arm_faults(world, truth)]
+            found = [
+                *_metric_faults(metric),
+                *_value_faults(world, metric, truth),
+                *_arm_faults(world, truth),
+            ]
             faults += [(f"truths.{metric.key}{field}", rule) for field, rule in found]
     return sorted(faults)
 
@@ -288,7 +298,7 @@ def _value_faults(world: World, metric: Metric, truth: Truth) -> list[tuple[str,
     times = [point.times for point in truth.drift] or [1.0]
     arms = [1.0, *(effect.times for effect in truth.arms.values())]
     mixes = [1.0, *(times for arm in truth.contexts.values() for times in arm.values())]
-    largest = truth.mean * max(times) * max(arms) * max(mixes)
+    largest = truth.mean * max(times) * max(arms) * max(mixes) * max([1.0, *truth.levels.values()])
     at = [duration_ms(point.at) for point in truth.drift]
     faults = []
     if at != sorted(set(at)):
@@ -297,13 +307,22 @@ def _value_faults(world: World, metric: Metric, truth: Truth) -> list[tuple[str,
         if truth.sd is not None:
             faults.append((".sd", "a conversion has none, it follows from its rate"))
         if largest > 1.0:
-            faults.append((".mean", f"a rate must stay at or below 1, with drift and effects it reaches {largest:.4g}"))
+            faults.append(
+                (".mean", f"a rate must stay at or below 1, with drift and effects it reaches {largest:.4g}")
+            )
     elif truth.sd is None:
         faults.append((".sd", "required of a mean"))
     elif largest + 6 * truth.sd > (metric.bound or 0.0):
-        faults.append((".sd", f"values reach {largest + 6 * truth.sd:.4g}, beyond the metric's bound {metric.bound:.4g}"))
+        faults.append(
+            (
+                ".sd",
+                f"values reach {largest + 6 * truth.sd:.4g}, beyond the metric's bound {metric.bound:.4g}",
+            )
+        )
     elif _expected_units(world) * metric.max_steps**2 > _LARGEST_SUM:
-        faults.append(("", "sums of squares would not fit 62 bits: a larger scale, a smaller bound or fewer units do"))
+        faults.append(
+            ("", "sums of squares would not fit 62 bits: a larger scale, a smaller bound or fewer units do")
+        )
     return faults
 
 
@@ -316,7 +335,12 @@ def _arm_faults(world: World, truth: Truth) -> list[tuple[str, str]]:
     values = set() if contexts is None else set(contexts.shares)
     stages = 0 if world.spec.ramp is None else len(world.spec.ramp.stages)
     faults = [(f".arms.{arm}", "is no arm of the experiment") for arm in truth.arms.keys() - arms]
-    faults += [(f".contexts.{value}", "has no share in contexts.shares") for value in truth.contexts.keys() - values]
+    faults += [
+        (f".contexts.{value}", "has no share in contexts.shares") for value in truth.contexts.keys() - values
+    ]
+    faults += [
+        (f".levels.{value}", "has no share in contexts.shares") for value in truth.levels.keys() - values
+    ]
     for value, table in truth.contexts.items():
         faults += [(f".contexts.{value}.{arm}", "is no arm of the experiment") for arm in table.keys() - arms]
     for arm, effect in truth.arms.items():

@@ -12,6 +12,7 @@ import math
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -22,7 +23,7 @@ from stream_xp.domain.decision import ConfigRecord
 from stream_xp.domain.experiment import OTHER, Direction, Metric, MetricKind, Role
 from stream_xp.domain.fields import duration_ms
 from stream_xp.domain.statistics import ALL, ExperimentStatistics, MetricKey, UnitKey, build
-from stream_xp.services.scenarios.scenario import DelayShape, Delays, Effect, Profile, Scenario, World
+from stream_xp.services.scenarios.scenario import Delays, DelayShape, Effect, Profile, Scenario, World
 
 Ints: TypeAlias = NDArray[np.int64]
 Floats: TypeAlias = NDArray[np.float64]
@@ -109,7 +110,12 @@ class _Truth:
         self._drift = [point.times for point in truth.drift] or [1.0]
         self._times = np.array([effect.times for effect in effects])
         self._half_ms = np.array([duration_ms(one.half_life) if one.half_life else _NEVER for one in effects])
-        self._mix = np.array([[truth.contexts.get(v, {}).get(arm, 1.0) for arm in arms] for v in values])
+        self._mix = np.array(
+            [
+                [truth.levels.get(v, 1.0) * truth.contexts.get(v, {}).get(arm, 1.0) for arm in arms]
+                for v in values
+            ]
+        )
         self.stage = np.array([_NEVER if effect.stage is None else effect.stage for effect in effects])
         since = [duration_ms(effect.since) if effect.since else 0.0 for effect in effects]
         self.since_ms = np.where(np.isinf(self.stage), since, _NEVER)
@@ -199,7 +205,7 @@ class Drawn:
         """The stretches between a look and the one before; looks count from 1."""
         looks_ms = duration_ms(self._scenario.looks)
         edges = [(look - 1) * looks_ms + offset for offset in (*self._offsets, looks_ms)]
-        return [Stretch(start, end) for start, end in zip(edges, edges[1:], strict=False)]
+        return [Stretch(start, end) for start, end in pairwise(edges)]
 
     def draw(self, span: Stretch) -> Ints:
         """Draw the units of a stretch and their rewards; their numbers, (runs, contexts, arms)."""
@@ -262,7 +268,9 @@ class Drawn:
             for at, run in enumerate(runs)
         ]
 
-    def _of_run(self, run: int, units: list[list[list[int]]], moments: list[list[list[list[list[int]]]]]) -> ExperimentStatistics:
+    def _of_run(
+        self, run: int, units: list[list[list[int]]], moments: list[list[list[list[list[int]]]]]
+    ) -> ExperimentStatistics:
         keys: list[tuple[int, int, int, UnitKey]] = [
             (e, a, at, (arm, e, label))
             for e in range(int(self._epoch[run]) + 1)
@@ -288,7 +296,9 @@ class Drawn:
 def _offsets(scenario: Scenario, windows: list[int]) -> list[int]:
     """Where the stretches of a look begin: at it, where weights become active, and where windows end at later looks."""
     looks_ms = duration_ms(scenario.looks)
-    return sorted({0, duration_ms(scenario.activation) % looks_ms, *(-window % looks_ms for window in windows)})
+    return sorted(
+        {0, duration_ms(scenario.activation) % looks_ms, *(-window % looks_ms for window in windows)}
+    )
 
 
 def _rate(scenario: Scenario, span: Stretch) -> float:
