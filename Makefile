@@ -12,12 +12,13 @@ COMPILE := uv pip compile --quiet --universal --generate-hashes --no-header --no
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 CALIBRATE_ARGS ?=
+SCENARIO_ARGS ?=
 CHAOS_ARGS ?=
 FUZZ_ARGS ?=
 SIMULATE_ARGS ?= --schedules 20000
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-pure test-broker lint format bench calibrate chaos chaos-short fuzz simulate audit lock clean
+.PHONY: help setup demo test test-pure test-broker lint format bench calibrate scenarios chaos chaos-short fuzz simulate audit lock clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -66,6 +67,9 @@ bench: $(STAMP) ## Measure ingest (BENCH_ARGS="--events 1000000")
 
 calibrate: $(STAMP) ## Measure the error rate of every method and write docs/calibration.md (CALIBRATE_ARGS="--quick")
 	$(BIN)/stream-xp calibrate $(CALIBRATE_ARGS)
+
+scenarios: $(STAMP) ## Run whole experiments with a known truth and write docs/scenarios.md (SCENARIO_ARGS="--seed 2")
+	OPENBLAS_NUM_THREADS=1 $(BIN)/stream-xp simulate examples/scenarios/*.yaml --runs 500 --write docs/scenarios.md $(SCENARIO_ARGS)
 
 chaos: $(STAMP) ## Inject every fault of docs/guarantees.md on an Apache Kafka; most of an hour (CHAOS_ARGS="-k zombie")
 	$(BIN)/python -m tests.chaos full $(CHAOS_ARGS)

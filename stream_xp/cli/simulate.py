@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,8 +43,8 @@ if TYPE_CHECKING:
 @click.option(
     "--processes",
     type=click.IntRange(1, 256),
-    default=1,
-    show_default=True,
+    default=os.cpu_count() or 1,
+    show_default="processors",
     help="Processes; the result does not depend on it.",
 )
 @click.option(

@@ -209,12 +209,21 @@ def load_scenario(path: Path) -> World:
         raise ConfigError(f"{path}: is not YAML: {' '.join(str(error).split())}") from error
     except msgspec.ValidationError as error:
         message, _, where = str(error).partition(" - at `$")
-        raise ConfigError(f"{path}: {where.strip('.`') or 'the file'}: {message}") from error
+        raise ConfigError(f"{path}: {where.strip('.`') or 'the file'}: {_in_words(message)}") from error
     world = World(scenario, _spec(scenario.experiment, path))
     faults = scenario_faults(world)
     if faults:
         raise ConfigError("\n".join(f"{path}: {field}: {rule}" for field, rule in faults))
     return world
+
+
+def _in_words(message: str) -> str:
+    """A broken pattern as its description."""
+    for kind in (Duration, Key):
+        (meta,) = kind.__metadata__
+        if f"regex {meta.pattern!r}" in message:
+            return f"expected {meta.description}"
+    return message
 
 
 def _spec(experiment: str | dict[str, Any], path: Path) -> ExperimentSpec:

@@ -1,0 +1,546 @@
+"""Scenarios: their files, what is drawn against the real fold, the engine's chain, measures, the page, the command."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from stream_xp import simulator
+from stream_xp.cli import main
+from stream_xp.domain.codec import Limits
+from stream_xp.domain.decision import Action
+from stream_xp.domain.publication import next_config, next_record
+from stream_xp.engine.columns import Block, exposure_columns, reward_columns
+from stream_xp.engine.registry import Entry, Registry
+from stream_xp.engine.state import EXPOSURES, REWARDS, PartitionState
+from stream_xp.errors import ConfigError
+from stream_xp.services.scenarios import harness
+from stream_xp.services.scenarios.measures import Measure, _holds, _quantile, _rate, summary
+from stream_xp.services.scenarios.naive import rejected
+from stream_xp.services.scenarios.report import WORDS, complaints, page, read_results, results_path, said
+from stream_xp.services.scenarios.runs import Chunk
+from stream_xp.services.scenarios.scenario import Delays, DelayShape, load_scenario
+from stream_xp.services.scenarios.world import HOUR_MS, Drawn, Truths, in_time
+
+ROOT = Path(__file__).parents[3]
+EXAMPLES = sorted((ROOT / "examples" / "scenarios").glob("*.yaml"))
+PAGE = ROOT / "docs" / "scenarios.md"
+
+
+def experiment(**fields):
+    return {
+        "experiment": "one",
+        "owner": "o",
+        "hypothesis": "h",
+        "unit": "member",
+        "arms": [{"key": "a", "weight": 0.6, "control": True}, {"key": "b", "weight": 0.4}],
+        "metrics": [
+            {
+                "key": "errors",
+                "kind": "conversion",
+                "role": "guardrail",
+                "direction": "decrease",
+                "attribution_window": "10m",
+                "margin": {"absolute": 0.05},
+                "critical": True,
+            }
+        ],
+        "planned_sample": 2000,
+        **fields,
+    }
+
+
+def fields(**over):
+    return {
+        "scenario": "s",
+        "title": "A title.",
+        "experiment": experiment(),
+        "traffic": {"units_per_hour": 600},
+        "truths": {"errors": {"mean": 0.1}},
+        "looks": "30m",
+        "horizon": "4h",
+        **over,
+    }
+
+
+@pytest.fixture
+def load(tmp_path):
+    def write_and_load(**over):
+        path = tmp_path / "scenario.yaml"
+        path.write_text(yaml.safe_dump(fields(**over)), encoding="utf-8")
+        return load_scenario(path)
+
+    return write_and_load
+
+
+MEAN = {
+    "key": "minutes",
+    "kind": "mean",
+    "role": "secondary",
+    "direction": "increase",
+    "attribution_window": "1h",
+    "scale": 0.5,
+    "bound": 100,
+}
+
+MINUTES = experiment(metrics=[{**MEAN, "role": "primary"}])
+
+# ---- the file ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("over", "field", "rule"),
+    [
+        ({"lookz": "1h"}, "the file", "unknown field `lookz`"),
+        ({"looks": "often"}, "looks", "a whole number and a unit"),
+        ({"traffic": {"units_per_hour": 0}}, "traffic.units_per_hour", "> 0"),
+        ({"looks": "0s"}, "looks", "longer than 0"),
+        ({"looks": "7m"}, "horizon", "multiple of looks"),
+        ({"activation": "1h"}, "activation", "not be longer than looks"),
+        ({"delays": {"mean": "0s"}}, "delays.mean", "longer than 0"),
+        ({"truths": {}}, "truths.errors", "each metric has its truth"),
+        ({"truths": {"errors": {"mean": 0.1}, "x": {"mean": 1}}}, "truths.x", "no metric"),
+        ({"truths": {"errors": {"mean": 0.1, "sd": 1}}}, "truths.errors.sd", "conversion has none"),
+        ({"truths": {"errors": {"mean": 0.6, "arms": {"b": {"times": 2}}}}}, "truths.errors.mean", "reaches 1.2"),
+        ({"truths": {"errors": {"mean": 0.6, "drift": [{"at": "1h", "times": 2}]}}}, "truths.errors.mean", "reaches"),
+        ({"truths": {"errors": {"mean": 0.1, "arms": {"c": {"times": 2}}}}}, "truths.errors.arms.c", "no arm"),
+        (
+            {"truths": {"errors": {"mean": 0.1, "arms": {"b": {"times": 2, "stage": 0}}}}},
+            "truths.errors.arms.b.stage",
+            "0 stages",
+        ),
+        (
+            {"truths": {"errors": {"mean": 0.1, "arms": {"b": {"times": 2, "stage": 0, "since": "1h"}}}}},
+            "truths.errors.arms.b",
+            "at most one of since and stage",
+        ),
+        (
+            {
+                "truths": {
+                    "errors": {"mean": 0.1, "drift": [{"at": "2h", "times": 2}, {"at": "1h", "times": 1}]}
+                }
+            },
+            "truths.errors.drift",
+            "order of time",
+        ),
+        ({"contexts": {"segment": "device", "shares": {"tv": 1}}}, "contexts.segment", "no registered segment"),
+        ({"truths": {"errors": {"mean": 0.1, "levels": {"tv": 2}}}}, "truths.errors.levels.tv", "no share"),
+        ({"changes": [{"at": "40m", "weights": {"a": 0.5, "b": 0.5}}]}, "changes[0].at", "multiple of looks"),
+        ({"changes": [{"at": "1h", "weights": {"a": 1}}]}, "changes[0].weights", "name every arm"),
+        ({"changes": [{"at": "1h", "weights": {"a": 0.5, "b": 0.4}}]}, "changes[0].weights", "sum to 1"),
+        ({"claims": [{"measure": "stopped"}]}, "claims[0]", "exactly one"),
+        ({"experiment": experiment(planned_sample=1)}, "planned_sample", "100"),
+        ({"experiment": MINUTES, "truths": {"minutes": {"mean": 5}}}, "truths.minutes.sd", "required"),
+        (
+            {
+                "experiment": MINUTES,
+                "truths": {"minutes": {"mean": 5, "sd": 50}},
+            },
+            "truths.minutes.sd",
+            "beyond the metric's bound",
+        ),
+    ],
+)  # fmt: skip
+def test_a_fault_names_the_field_and_the_rule(load, over, field, rule):
+    with pytest.raises(ConfigError) as raised:
+        load(**over)
+    assert any(field in line and rule in line for line in str(raised.value).splitlines()), raised.value
+
+
+def test_metrics_that_are_not_drawn_are_refused(load):
+    count = {
+        "key": "n",
+        "kind": "count",
+        "role": "secondary",
+        "direction": "increase",
+        "attribution_window": "1h",
+    }
+    metrics = [*experiment()["metrics"], count]
+    with pytest.raises(ConfigError, match=r"truths\.n: conversions and means"):
+        load(experiment=experiment(metrics=metrics), truths={"errors": {"mean": 0.1}, "n": {"mean": 1}})
+
+
+def test_what_is_no_scenario_is_refused(tmp_path):
+    (tmp_path / "x.yaml").write_text("[", encoding="utf-8")
+    with pytest.raises(ConfigError, match="is not YAML"):
+        load_scenario(tmp_path / "x.yaml")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_scenario(tmp_path / "y.yaml")
+
+
+# ---- what is drawn -------------------------------------------------------------------------------------------
+
+START_MS = simulator.START_MS
+WINDOW_S, LATENESS_S = 40, 5
+FOLDS = 120
+DRAWN = experiment(
+    arms=[
+        {"key": "a", "weight": 0.5, "control": True},
+        {"key": "b", "weight": 0.3},
+        {"key": "c", "weight": 0.2},
+    ],
+    metrics=[
+        {**experiment()["metrics"][0], "attribution_window": f"{WINDOW_S}s"},
+        {**MEAN, "attribution_window": "70s", "scale": 0.25},
+    ],
+    segments={"device": ["tv", "phone"]},
+)
+LATER = {"a": 0.2, "b": 0.2, "c": 0.6}
+COME, IN_TIME = 1 - math.exp(-1), 1 - math.exp(-70 / 40)
+"""Shares of the rewards that come inside 40 and 70 seconds, with a mean delay of 40."""
+
+
+def drawn_rows(world, looks):
+    """Rows of many runs, drawn: weights that change after a minute, looks every 20 seconds."""
+    drawn = Drawn(world, FOLDS, np.random.default_rng(3))
+    record = next_record(None, world.spec, effective_ms=0)
+    config = next_config(None, record)
+    arms = tuple(msgspec.structs.replace(arm, weight=LATER[arm.key]) for arm in world.spec.arms)
+    after = next_record(record, msgspec.structs.replace(world.spec, arms=arms), effective_ms=60_000)
+    for run in range(FOLDS):
+        drawn.follow(run, config, 0)
+        drawn.follow(run, next_config(config, after), 0)
+    for look in range(1, max(looks) + 1):
+        for span in drawn.stretches(look):
+            drawn.draw(span)
+        drawn.mature(look * 20_000)
+        if look in looks:
+            yield look, drawn.statistics(list(range(FOLDS)))
+
+
+def folded_rows(spec, looks):
+    """The same through the real fold: single units, their records, and a partition of the engine."""
+    outcomes = {
+        "errors": {
+            arm: (simulator.Since(outcome=simulator.Conversion(probability=p * COME)),)
+            for arm, p in (("a", 0.2), ("b", 0.4), ("c", 0.2))
+        },
+        "minutes": {
+            arm: (simulator.Since(outcome=simulator.LogNormal(log_mean=math.log(7), log_sd=0, probability=IN_TIME)),)
+            for arm in "abc"
+        },
+    }  # fmt: skip
+    traffic = simulator.ExperimentTraffic(
+        spec=spec,
+        units_per_s=2.0,
+        outcomes=outcomes,
+        weight_changes=(simulator.WeightChange(from_ms=60_000, weights=LATER),),
+        reward_delay_ms=5000,
+    )
+    world = simulator.Scenario(
+        experiments=(traffic,), duration_ms=max(looks) * 20_000, allowed_lateness_ms=LATENESS_S * 1000
+    )
+    found = {look: [] for look in looks}
+    for seed in range(FOLDS):
+        for look, statistics in folded(simulator.generate(world, seed), traffic, looks):
+            found[look].append(statistics)
+    return found.items()
+
+
+def folded(traffic, one, looks):
+    record = one.record(START_MS)
+    registry = Registry([Entry(offset=0, experiment=record.spec.experiment, in_force_ms=0, record=record)])
+    state = PartitionState(0, registry, allowed_lateness_ms=LATENESS_S * 1000)
+    events = list(traffic.events(START_MS))
+    at = {EXPOSURES: 0, REWARDS: 0}
+    for look in range(1, max(looks) + 1):
+        for topic, columns, apply in (
+            (EXPOSURES, exposure_columns, state.apply_exposures),
+            (REWARDS, reward_columns, state.apply_rewards),
+        ):
+            due = [event for event in events if event.topic == topic and event.send_ms < look * 20_000][
+                at[topic] :
+            ]
+            times = [START_MS + event.send_ms for event in due]
+            offsets = range(at[topic], at[topic] + len(due))
+            keys, values = [event.key for event in due], [event.value for event in due]
+            block = Block(topic, 0, at[topic], offsets.stop, offsets, times, keys, values, [()] * len(due))
+            limits = Limits(record_bytes=10_000, future_ms=1000)
+            made, _ = columns(block, registry, floor_ms=state.log_ms(topic), limits=limits)
+            apply(made, next_offset=offsets.stop)
+            at[topic] = offsets.stop
+        state.advance(START_MS + look * 20_000)
+        if look in looks:
+            yield look, state.statistics(registry.slots[0])
+
+
+def table(many):
+    """Row key to the values of its columns in every run; 0 where a run has no such row."""
+    rows = defaultdict(lambda: np.zeros((len(many), 3)))
+    for run, statistics in enumerate(many):
+        for row in statistics.units:
+            rows["units", row.arm, row.epoch, row.segment][run] = row.units
+        for row in statistics.moments:
+            rows[row.metric, row.arm, row.epoch, row.segment][run] = row.n, int(row.s), int(row.q)
+    return rows
+
+
+def test_what_is_drawn_is_what_the_fold_counts(load):
+    """Every row at four looks: the same rows, with equal means and standard deviations over 120 runs of each."""
+    truths = {
+        "errors": {"mean": 0.2, "arms": {"b": {"times": 2}}},
+        "minutes": {"mean": 7, "sd": 1e-9},
+    }
+    world = load(
+        experiment=DRAWN,
+        truths=truths,
+        traffic={"units_per_hour": 7200},
+        looks="20s",
+        horizon="160s",
+        lateness=f"{LATENESS_S}s",
+        delays={"mean": f"{WINDOW_S}s"},
+        contexts={"segment": "device", "shares": {"tv": 0.5, "phone": 0.5}},
+    )
+    looks = (2, 3, 6, 8)
+    compared = 0
+    for (look, drawn), (_, real) in zip(
+        drawn_rows(world, looks), folded_rows(world.spec, looks), strict=True
+    ):
+        ours, theirs = table(drawn), table(real)
+        assert ours.keys() == theirs.keys(), look
+        for key, values in ours.items():
+            others = theirs[key]
+            for column in range(3):
+                one, two = values[:, column], others[:, column]
+                error = math.sqrt((one.var() + two.var()) / FOLDS)
+                assert abs(one.mean() - two.mean()) <= 4.5 * error + 1e-9, (look, key, column)
+                if one.mean() > 5 and two.std() > 0:
+                    assert 0.6 < one.std() / two.std() < 1.7, (look, key, column)
+                compared += 1
+    assert compared > 300
+
+
+def test_units_count_at_once_and_values_when_their_window_is_over(load):
+    world = load(lateness="30m", looks="30m")
+    drawn = Drawn(world, 1, np.random.default_rng(1))
+    drawn.follow(0, next_config(None, next_record(None, world.spec, effective_ms=0)), 0)
+    units = []
+    for look in range(1, 4):
+        units += [drawn.draw(span).sum() for span in drawn.stretches(look)]
+        drawn.mature(look * 30 * 60_000)
+        (statistics,) = drawn.statistics([0])
+        assert sum(row.units for row in statistics.units) == sum(units)
+        # Stretches are 20 and 10 minutes long; 40 minutes after a stretch its units count.
+        counted = sum(row.n for row in statistics.moments)
+        assert counted == sum(units[: [0, 1, 3][look - 1]])
+    assert 0 <= statistics.first_exposure_ms < 60_000
+
+
+@pytest.mark.parametrize("shape", ["exponential", "lognormal"])
+def test_share_of_rewards_that_come_in_time(shape):
+    delays = Delays(mean="10m", distribution=DelayShape(shape), sigma=0.8)
+    rng = np.random.default_rng(1)
+    drawn = {
+        "exponential": lambda: rng.exponential(10, 200_000),
+        "lognormal": lambda: rng.lognormal(math.log(10) - 0.32, 0.8, 200_000),
+    }[shape]()
+    assert in_time(delays, 15 * 60_000) == pytest.approx((drawn < 15).mean(), abs=0.005)
+    assert in_time(None, 1) == 1.0
+
+
+def test_truths_drift_begin_fade_and_wait_for_a_stage(load):
+    effect = {"times": 3, "since": "1h", "half_life": "1h"}
+    drift = [{"at": "0h", "times": 1}, {"at": "2h", "times": 2}]
+    world = load(truths={"errors": {"mean": 0.1, "drift": drift, "arms": {"b": effect}}})
+    truths = Truths(world, 1)
+    means = [truths.means(0, at * HOUR_MS)[0, 0].tolist() for at in (0, 1, 2, 3)]
+    wanted = [[0.1, 0.1], [0.15, 0.45], [0.2, 0.4], [0.2, 0.3]]
+    assert means == [pytest.approx(one) for one in wanted]
+    assert truths.onset_ms().tolist() == [HOUR_MS]
+
+    staged = load(
+        experiment=experiment(ramp={"stages": [{"coverage": 0.5}, {"coverage": 1}]}),
+        truths={"errors": {"mean": 0.1, "arms": {"b": {"times": 2, "stage": 1}}}},
+    )
+    truths = Truths(staged, 2)
+    truths.reached(0, 0, 5.0)
+    assert np.isinf(truths.onset_ms()).all()
+    truths.reached(1, 1, 7.0)
+    assert truths.onset_ms().tolist() == [math.inf, 7.0]
+    assert truths.means(0, 8.0)[:, 0, 1].tolist() == pytest.approx([0.1, 0.2])
+
+
+# ---- the engine ----------------------------------------------------------------------------------------------
+
+
+def test_harm_is_stopped_by_the_chain(load):
+    world = load(
+        truths={"errors": {"mean": 0.05, "arms": {"b": {"times": 5, "since": "1h"}}}}, comparisons=["peeked"]
+    )
+    for run in Chunk(world, 0, 10, 1).run():
+        assert (run.action, run.arm, run.metric) == (Action.STOP, "b", "errors")
+        assert run.onset_ms == HOUR_MS
+        assert run.ended_ms > run.onset_ms
+        assert run.ended_ms % (30 * 60_000) == 0
+        # A weight epoch of the file and the final one.
+        assert run.epochs == 2
+        hours = (run.ended_ms - HOUR_MS) / HOUR_MS
+        assert run.harmed == pytest.approx(240 * hours, abs=6 * math.sqrt(240 * hours))
+
+
+def test_a_ramp_goes_through_its_stages_and_ships(load):
+    world = load(
+        experiment=experiment(ramp={"stages": [{"coverage": 0.2}, {"coverage": 1}]}),
+        traffic={"units_per_hour": 20_000},
+        truths={"errors": {"mean": 0.02}},
+        activation="5m",
+    )
+    for run in Chunk(world, 0, 5, 1).run():
+        assert (run.action, run.arm, run.stage, run.epochs) == (Action.SHIP, "b", 1, 3)
+
+
+def test_a_proposal_is_approved_at_once(load):
+    ramp = {"stages": [{"coverage": 1}]}
+    world = load(
+        experiment=experiment(ramp=ramp, conclusion={"mode": "approve"}),
+        traffic={"units_per_hour": 20_000},
+        truths={"errors": {"mean": 0.02}},
+    )
+    assert {run.action for run in Chunk(world, 0, 3, 1).run()} == {Action.SHIP}
+
+
+def test_numbers_do_not_depend_on_processes_but_on_the_seed(load, monkeypatch):
+    monkeypatch.setattr(harness, "CHUNK_RUNS", 3)
+    worlds = [load(comparisons=["peeked", "uniform"]), load(truths={"errors": {"mean": 0.2}})]
+    one, two = (harness.simulate(worlds, runs=7, seed=1, processes=n) for n in (1, 2))
+    assert one == two
+    assert one != harness.simulate(worlds, runs=7, seed=2)
+    assert [found.runs for found in one] == [7, 7]
+
+
+# ---- what it is compared with ----------------------------------------------------------------------------------
+
+
+def test_naive_z_test_is_that_of_the_values(load):
+    world = load(experiment=experiment(metrics=[*experiment()["metrics"], {**MEAN, "role": "primary"}]),
+                 truths={"errors": {"mean": 0.1}, "minutes": {"mean": 5, "sd": 1}})  # fmt: skip
+    rng = np.random.default_rng(5)
+    found = []
+    for shift in (0.0, 0.1, 0.2, 0.3):
+        cells = np.zeros((2, 3, 1, 2), np.int64)
+        steps = [np.rint(rng.normal(5 + shift * arm, 1, 400) / 0.5).astype(np.int64) for arm in (0, 1)]
+        for arm, one in enumerate(steps):
+            cells[1, :, 0, arm] = len(one), one.sum(), (one * one).sum()
+        values = [one * 0.5 for one in steps]
+        error = math.sqrt(sum(one.var(ddof=1) / len(one) for one in values))
+        z = (values[1].mean() - values[0].mean()) / error
+        assert rejected(world.spec, cells).tolist() == [abs(z) > 1.959964]
+        found.append(abs(z) > 1.959964)
+    assert set(found) == {True, False}
+
+
+def test_naive_guardrail_is_one_sided_and_critical_has_no_margin(load):
+    world = load()
+    harmed, better = np.zeros((1, 3, 2, 2), np.int64)[:, :, :1], np.zeros((1, 3, 1, 2), np.int64)
+    harmed[0, :, 0] = [[1000, 1000], [50, 75], [50, 75]]
+    better[0, :, 0] = [[1000, 1000], [75, 50], [75, 50]]
+    assert rejected(world.spec, harmed).tolist() == [True]
+    assert rejected(world.spec, better).tolist() == [False]
+    metric = {**experiment()["metrics"][0], "critical": False}
+    tolerant = load(experiment=experiment(metrics=[metric]))
+    assert rejected(tolerant.spec, harmed).tolist() == [False]
+
+
+# ---- measures --------------------------------------------------------------------------------------------------
+
+
+def test_quantiles_know_what_lies_beyond_the_horizon():
+    assert _quantile("x", [1.0, 2.0, 3.0, math.inf], 0.5).value == 2.0
+    assert _quantile("x", [1.0, math.inf, math.inf], 0.95).value is None
+    exact = _quantile("x", [float(n) for n in range(1, 1001)], 0.95)
+    assert (exact.value, round(exact.error, 1)) == (950.0, 6.5)
+
+
+def test_a_rate_is_never_without_error():
+    assert _rate("x", [False] * 500).error == pytest.approx(math.sqrt(0.5 / 501 * 500.5 / 501 / 500))
+
+
+@pytest.mark.parametrize(
+    ("value", "limit", "most", "promised", "holds"),
+    [
+        (0.06, 0.05, True, True, True),
+        (0.09, 0.05, True, True, False),
+        (0.06, 0.05, True, False, False),
+        (0.9, 0.9, False, True, True),
+        (0.89, 0.9, False, True, False),
+        (None, 3.0, True, True, False),
+        (3.0, None, True, False, True),
+    ],
+)
+def test_claims(value, limit, most, promised, holds):
+    measure = Measure(name="x", value=value, error=0.01, runs=100)
+    assert _holds(measure, limit, most=most, promised=promised) is holds
+
+
+def test_a_claim_about_nothing_is_refused(load):
+    world = load(claims=[{"measure": "regret", "at_most": 1}])
+    with pytest.raises(ConfigError, match="'regret' is no measure"):
+        summary(world, Chunk(world, 0, 2, 1).run())
+
+
+# ---- files of this repository ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_examples_are_scenarios_with_claims(path):
+    world = load_scenario(path)
+    assert world.scenario.scenario == path.stem
+    assert world.scenario.claims
+
+
+def test_the_page_is_that_of_its_results():
+    results = read_results(results_path(PAGE))
+    assert PAGE.read_text(encoding="utf-8") == page(results)
+    assert [one.scenario for one in results.scenarios] == [path.stem for path in EXAMPLES]
+
+
+def test_every_measure_has_words():
+    results = read_results(results_path(PAGE))
+    assert all(said(measure.name) for one in results.scenarios for measure in one.measures)
+    assert {"delay_h_p95", "units_harmed_p95", "regret_share"} <= WORDS.keys()
+
+
+# ---- the command ---------------------------------------------------------------------------------------------------
+
+
+def command(tmp_path, *arguments, **over):
+    path = tmp_path / "scenario.yaml"
+    path.write_text(yaml.safe_dump(fields(**over)), encoding="utf-8")
+    return CliRunner().invoke(main, ["simulate", str(path), "--runs", "3", "--processes", "1", *arguments])
+
+
+def test_command_writes_the_page_and_its_results(tmp_path):
+    output = tmp_path / "found.md"
+    done = command(tmp_path, "--write", str(output), "--json", claims=[{"measure": "shipped", "at_most": 0}])
+    assert done.exit_code == 0, done.output
+    results = read_results(tmp_path / "found.json")
+    assert output.read_text(encoding="utf-8") == page(results)
+    assert json.loads(done.stdout)["scenarios"][0]["runs"] == 3
+    assert "**1 of 1 claims hold.**" in output.read_text(encoding="utf-8")
+
+
+def test_command_fails_where_a_claim_does(tmp_path):
+    done = command(tmp_path, claims=[{"measure": "shipped", "at_least": 0.5}])
+    assert done.exit_code == 1
+    assert "s: shipped is 0 ± 0.19, claimed at least 0.5" in done.stderr
+
+
+def test_command_names_the_fault_of_a_file(tmp_path):
+    done = command(tmp_path, looks="7m")
+    assert done.exit_code == 2
+    assert "horizon: must be a multiple of looks, 7m" in done.stderr
+
+
+def test_complaints_are_of_claims_that_fail(load):
+    claims = [{"measure": "shipped", "at_most": 0}, {"measure": "stopped", "at_least": 1}]
+    world = load(claims=claims)
+    found = complaints([summary(world, Chunk(world, 0, 2, 1).run())])
+    assert [one.split(":")[1].split()[0] for one in found] == ["stopped"]
