@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import msgspec
 import yaml
@@ -220,7 +220,7 @@ def load_scenario(path: Path) -> World:
 def _in_words(message: str) -> str:
     """A broken pattern as its description."""
     for kind in (Duration, Key):
-        (meta,) = kind.__metadata__
+        (meta,) = get_args(kind)[1:]
         if f"regex {meta.pattern!r}" in message:
             return f"expected {meta.description}"
     return message
