@@ -11,8 +11,9 @@ import asyncio
 import contextlib
 import contextvars
 import heapq
+import warnings
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator
 from typing import Any
 
 OWNER: contextvars.ContextVar[Any] = contextvars.ContextVar("OWNER", default=None)
@@ -62,9 +63,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         """Run callbacks until none is left; those of a paused node wait, those of a dead one are dropped."""
         if not self._ready:
             return
-        outer = asyncio._get_running_loop()
-        asyncio._set_running_loop(self)
-        try:
+        with self._running():
             while self._ready:
                 callback = self._ready.popleft()
                 owner = callback.owner
@@ -74,6 +73,13 @@ class VirtualLoop(asyncio.AbstractEventLoop):
                     self._held.setdefault(owner, []).append(callback)
                 else:
                     callback.run()
+
+    @contextlib.contextmanager
+    def _running(self) -> Iterator[None]:
+        outer = asyncio._get_running_loop()
+        asyncio._set_running_loop(self)
+        try:
+            yield
         finally:
             asyncio._set_running_loop(outer)
 
@@ -105,12 +111,22 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         self._ready.extend(self._held.pop(owner, []))
 
     def discard(self, owner: Any) -> None:
-        """End all tasks of a node where they stand; the node must count as dead already."""
+        """End all tasks of a node where they stand; the node must count as dead already.
+
+        A `finally` of theirs may begin tasks: they stay on this loop, where nothing of a dead node runs.
+        """
         self._held.pop(owner, None)
-        for task in self._tasks.pop(owner, []):
-            if not task.done():
-                with contextlib.suppress(Exception):
-                    task.get_coro().close()
+        with self._running(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+            for task in self._tasks.pop(owner, []):
+                if not task.done():
+                    with contextlib.suppress(Exception):
+                        task.get_coro().close()
+
+    def close(self) -> None:
+        """End what is left of all nodes, and what a `finally` began in those that were ended."""
+        while self._tasks:
+            self.discard(next(iter(self._tasks)))
 
     # --- what asyncio asks of it ----------------------------------------------------------------------------
 

@@ -520,8 +520,7 @@ class World:
         """End every process."""
         for node in list(self.nodes):
             node.alive = False
-            self.loop.discard(node)
-        self.loop.discard(None)
+        self.loop.close()
 
 
 def is_manifest(key: bytes | None) -> bool:
