@@ -172,14 +172,15 @@ class _Simulation:
 
     def _move(self, at: int, run: _Run, now_ms: int) -> None:
         """The chain from signal to weight epoch to config."""
-        owed = owed_epoch(run.record, run.standing)
+        owed, delay_ms = owed_epoch(run.record, run.standing), duration_ms(self._scenario.activation)
         if owed is not None:
-            effective_ms = now_ms + duration_ms(self._scenario.activation)
-            epoch = epoch_after(run.record, owed, effective_ms=effective_ms)
+            epoch = epoch_after(run.record, owed, effective_ms=now_ms + delay_ms)
             run.record = msgspec.structs.replace(run.record, epochs=(*run.record.epochs, epoch))
         if config_is_due(run.record, run.standing, run.config):
             version = run.config.config_version + 1
-            run.config = config_after(run.record, run.standing, config_version=version, now_ms=now_ms)
+            run.config = config_after(
+                run.record, run.standing, config_version=version, activation_delay_ms=delay_ms
+            )
             if run.conclusion is None:
                 self._follow(at, run.config, now_ms)
         if run.conclusion is not None:

@@ -256,7 +256,7 @@ def test_no_rate_is_less_favourable(units, shares, margin, x):
     low, high = max(0.0, -margin), min(1.0, 1.0 - margin)
     x = low + (high - low) * x
     with mpmath.workdps(30):
-        y, rest = (max(mpmath.mpf(v), mpmath.mpf(10) ** -150) for v in (x + margin, 1 - x))
+        y, rest = (max(mpmath.mpf(v), mpmath.mpf(10) ** -400) for v in (x + margin, 1 - x))
         e1, e0 = upper_process(n1, s1, min(y, 1)), upper_process(n0, n0 - s0, rest)
         anywhere = float(mpmath.log((e1 + e0 + e1 * e0) / 3))
     got = bernoulli_pair_log_e((n0, n1), (s0, s1), margin=margin, side="above")
