@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import random
 import re
 import shutil
 import socket
@@ -55,6 +56,9 @@ num.io.threads=2
 background.threads=2
 log.cleaner.threads=1
 """
+
+
+_PORTS: Final = range(20_000, 32_000)
 
 
 class Unavailable(Exception):
@@ -176,12 +180,21 @@ def kafka_version() -> str:
 
 
 def free_ports(count: int) -> list[int]:
-    """Return ports on loopback that nobody listens on."""
+    """Return ports on loopback that nobody listens on.
+
+    They lie below those that systems give to outgoing connections: while a node is away, a client that calls its port
+    again and again would in the end be given that very port, be connected with itself, and keep the node from it.
+    """
     with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
+        found: list[int] = []
+        for port in random.SystemRandom().sample(_PORTS, len(_PORTS)):  # whatever seeds the tests set
+            one = stack.enter_context(socket.socket())
+            with contextlib.suppress(OSError):
+                one.bind(("127.0.0.1", port))
+                found.append(port)
+            if len(found) == count:
+                return found
+    raise Unavailable(f"no {count} free ports between {_PORTS.start} and {_PORTS.stop - 1}")
 
 
 def _find_java() -> str:
