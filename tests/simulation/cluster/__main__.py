@@ -10,6 +10,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from typing import NamedTuple
 
 from tests.simulation.cluster.schedule import Schedule
@@ -29,13 +30,13 @@ class Batch(NamedTuple):
     cpu_s: float
 
 
-def run_batch(seeds: range) -> Batch:
+def run_batch(seeds: range, steps: int | None = None) -> Batch:
     """Run some schedules, without a collection of garbage in their midst."""
     gc.disable()
     began_s, broken, counts = time.process_time(), [], Counter[str]()
     with installed():
         for seed in seeds:
-            schedule = Schedule(seed)
+            schedule = Schedule(seed, steps=steps)
             try:
                 schedule.run()
             except BrokenError as error:
@@ -45,12 +46,12 @@ def run_batch(seeds: range) -> Batch:
     return Batch(len(seeds), broken, counts, time.process_time() - began_s)
 
 
-def traced(seed: int) -> bool:
+def traced(seed: int, steps: int | None) -> bool:
     """Run one schedule and print what happens; whether everything holds."""
     lines: list[str] = []
     with installed():
         try:
-            Schedule(seed, trace=lines).run()
+            Schedule(seed, trace=lines, steps=steps).run()
         except BrokenError as error:
             lines.append(str(error)[:2000])
             return False
@@ -59,20 +60,24 @@ def traced(seed: int) -> bool:
     return True
 
 
-def batches(seeds: range, processes: int) -> Iterator[Batch]:
+def batches(seeds: range, *, processes: int, steps: int | None) -> Iterator[Batch]:
     """What came of all schedules, as it comes."""
+    run = partial(run_batch, steps=steps)
     parts = [seeds[at : at + _TOGETHER] for at in range(0, len(seeds), _TOGETHER)]
     if processes == 1 or len(parts) == 1:
-        yield from map(run_batch, parts)
+        yield from map(run, parts)
         return
     with multiprocessing.get_context("spawn").Pool(min(processes, len(parts))) as pool:
-        yield from pool.imap_unordered(run_batch, parts)
+        yield from pool.imap_unordered(run, parts)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.simulation.cluster", description=__doc__)
     parser.add_argument("--seed", type=int, default=0, help="the first seed")
     parser.add_argument("--schedules", type=int, default=1)
+    parser.add_argument(
+        "--steps", type=int, help="of each schedule; drawn from 60, 150 and 300 where it is not given"
+    )
     parser.add_argument(
         "--processes", type=int, default=os.cpu_count() or 1, help="default: one for each core"
     )
@@ -83,9 +88,10 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, help="begin no more schedules after so long")
     given = parser.parse_args()
     if given.trace:
-        return 0 if traced(given.seed) else 1
+        return 0 if traced(given.seed, given.steps) else 1
     began_s, schedules, broken, cpu_s, counts = time.monotonic(), 0, 0, 0.0, Counter[str]()
-    for batch in batches(range(given.seed, given.seed + given.schedules), given.processes):
+    seeds = range(given.seed, given.seed + given.schedules)
+    for batch in batches(seeds, processes=given.processes, steps=given.steps):
         schedules, cpu_s = schedules + batch.schedules, cpu_s + batch.cpu_s
         broken += len(batch.broken)
         counts.update(batch.counts)

@@ -25,13 +25,16 @@ _COMPACTED = ("xp.state", "xp.stats", "xp.results", "xp.config", "xp.deadletter"
 class Schedule:
     """One run of a world; the weights of what can happen are drawn first, many of them 0.
 
-    With `hangs` writes also hang while partitions leave and come back.
+    With `hangs` writes also hang while partitions leave and come back. `steps` is drawn where it is not given.
     """
 
-    def __init__(self, seed: int, *, trace: list[str] | None = None, hangs: bool = False) -> None:
+    def __init__(
+        self, seed: int, *, trace: list[str] | None = None, hangs: bool = False, steps: int | None = None
+    ) -> None:
         self.world = World(seed, trace=trace)
         rng = self.world.rng
-        self.steps = rng.choice([60, 150, 300])
+        drawn_steps = rng.choice([60, 150, 300])
+        self.steps = drawn_steps if steps is None else steps
         usual: dict[Callable[[], None], float] = {
             self.release: 40,
             self.write: 25,
