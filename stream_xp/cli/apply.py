@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import click
 
 from stream_xp.cli.common import EXIT_CONFIG, examples, json_option, print_json, with_settings
-from stream_xp.domain.rollout_rules import unheeded
 from stream_xp.services.publish import Publication, plan_application, plan_archiving, publish
 from stream_xp.services.spec_file import SpecFaults, load_spec
 
@@ -56,8 +55,6 @@ def _planned(settings: Settings, file: Path, now_ms: int) -> Publication:
         for line in error.lines():
             click.echo(line, err=True)
         raise click.exceptions.Exit(EXIT_CONFIG) from error
-    if unheeded(spec) is not None:
-        click.echo(f"{file}: {unheeded(spec)}", err=True)
     return plan_application(settings, spec, now_ms=now_ms)
 
 

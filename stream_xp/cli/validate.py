@@ -8,7 +8,6 @@ import click
 import msgspec
 
 from stream_xp.cli.common import EXIT_FAILED, examples, json_option, print_json
-from stream_xp.domain.rollout_rules import unheeded
 from stream_xp.services.spec_file import SpecFault, SpecFaults, load_spec
 
 
@@ -49,8 +48,6 @@ def _verdict(file: Path, *, echo: bool) -> Verdict:
         for line in error.lines() if echo else ():
             click.echo(line, err=True)
         return Verdict(file=str(file), valid=False, faults=tuple(map(_fault, error.faults)))
-    if unheeded(spec) is not None:
-        click.echo(f"{file}: {unheeded(spec)}", err=True)
     if echo:
         click.echo(f"{file}: {spec.experiment} version {spec.version} is valid")
     return Verdict(

@@ -306,7 +306,7 @@ class ExperimentSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         conclusion: how it comes to its end; absent: by itself, always-valid, without futility.
         ramp: stages of its coverage; absent: all units from the start.
         allocation: weights that follow the evidence; absent: those of the file.
-        monitors: what is to be watched beside metrics; nothing acts on it yet.
+        monitors: what is watched beside metrics; absent: the defaults of `Monitors`.
     """
 
     experiment: Key

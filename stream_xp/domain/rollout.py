@@ -152,9 +152,7 @@ class Allocation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class Monitors(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What is to be watched beside metrics.
-
-    Nothing acts on it yet: it is checked, kept, and part of the design (`rollout_rules.unheeded`).
+    """What is watched beside metrics (docs/decisions.md); absent fields watch nothing but what has a default.
 
     Attributes:
         alpha: level of each monitor that is a test.

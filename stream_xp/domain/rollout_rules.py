@@ -259,12 +259,3 @@ def _monitor_faults(spec: ExperimentSpec) -> list[Fault]:
     if age is None or duration_ms(age) > 0:
         return []
     return [Fault(("monitors", "data_age"), "must be longer than 0")]
-
-
-def unheeded(spec: ExperimentSpec) -> str | None:
-    """What the file asks for and this version does not do, in a sentence; None where it does all."""
-    if spec.monitors is None:
-        return None
-    return (
-        "monitors: nothing acts on this section yet; crossovers over 1 % and a wrong sample ratio are watched"
-    )
