@@ -204,18 +204,36 @@ class MonitorState(StrEnum):
     INVALID = "invalid"
 
 
-class ArmRun(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """What had been counted at the look where an arm last got a unit.
+class ArmCount(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """What the arms other than one had got by a look.
 
     Attributes:
-        units: of the arm.
+        at_ms: newest watermark of the source partitions at that look.
         others: units of the other arms.
         nats: minus the logarithm of the chance that so many others come in a row.
     """
 
-    units: Annotated[int, msgspec.Meta(ge=0)] = 0
+    at_ms: int = 0
     others: Annotated[int, msgspec.Meta(ge=0)] = 0
     nats: Annotated[float, msgspec.Meta(ge=0.0)] = 0.0
+
+
+class ArmRun(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """The run of units in other arms since an arm last got one (`engine.stalls`).
+
+    Attributes:
+        units: of the arm.
+        since_ms: newest watermark at the look where it last got one; None before there is one.
+        first, last: the looks between which the run is counted: no unit of the arm that is still on its way can
+            fall between them. None before they are an allowed lateness old.
+        marks: later looks, that wait to be so old.
+    """
+
+    units: Annotated[int, msgspec.Meta(ge=0)] = 0
+    since_ms: int | None = None
+    first: ArmCount | None = None
+    last: ArmCount | None = None
+    marks: tuple[ArmCount, ...] = ()
 
 
 class MonitorResult(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -230,7 +248,7 @@ class MonitorResult(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         threshold_log_e: proven at or above this.
         latched: it was proven at this look or before, and nobody has opened it since.
         since: id of the newest order that opens latches, as known by this look.
-        run: of a stall, where its run of units began.
+        run: of a stall, its run of units, for the look after.
         reason: why it is not quiet.
     """
 

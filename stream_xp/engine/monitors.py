@@ -15,13 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_xp import stats
-from stream_xp.domain.decision import ArmRun, MonitorName, MonitorResult, MonitorState
+from stream_xp.domain.decision import MonitorName, MonitorResult, MonitorState
 from stream_xp.domain.experiment import Direction, ExperimentRecord, ExperimentSpec, Metric, MetricKind, Role
 from stream_xp.domain.fields import duration_ms
 from stream_xp.domain.rollout import Monitors
 from stream_xp.domain.statistics import ALL, ExperimentStatistics, Outcomes, UnitKey
 from stream_xp.engine.comparison import cells
-from stream_xp.engine.evaluate import Evaluation, counted_by, unit_counts
+from stream_xp.engine.evaluate import Evaluation, counted_by
+from stream_xp.engine.stalls import DataTime, stalls
 from stream_xp.stats.bernoulli import TunedPrior, bernoulli_log_e
 from stream_xp.stats.conversion_difference import pair_weights
 
@@ -37,6 +38,7 @@ class Beside(NamedTuple):
         data_age_ms: wall clock minus the least watermark; None before there is one.
         before: the monitors of the look before, or of this one.
         opened: id of the newest order that opens latches.
+        time: how far its source partitions have come; None before each has a watermark.
     """
 
     exposures: Outcomes
@@ -44,6 +46,7 @@ class Beside(NamedTuple):
     data_age_ms: int | None
     before: tuple[MonitorResult, ...] = ()
     opened: str | None = None
+    time: DataTime | None = None
 
 
 def with_monitors(
@@ -58,7 +61,7 @@ def with_monitors(
             *_duplicates(record.spec, beside),
             *_data_age(record.spec, beside.data_age_ms),
             *_reward_losses(record, statistics),
-            *_stalls(record, statistics, held),
+            *_stalls(record, statistics, beside),
         )
     )
     reasons = [
@@ -265,63 +268,16 @@ def _ratio(hits: NDArray[np.int64], pairs: NDArray[np.float64]) -> float | None:
 
 
 def _stalls(
-    record: ExperimentRecord,
-    statistics: ExperimentStatistics,
-    held: dict[tuple[MonitorName, str | None], MonitorResult],
+    record: ExperimentRecord, statistics: ExperimentStatistics, beside: Beside
 ) -> list[MonitorResult]:
-    """Of each arm, the run of units in others since the last look at which it had got one.
-
-    A run that begins at a look is at most as long as the true one: conservative. Arms share the level.
-    """
-    spec = record.spec
-    if not _limits(spec).exposure_stall:
+    if not _limits(record.spec).exposure_stall:
         return []
-    counts, places = unit_counts(statistics), cells(record)
-    rows, weights = (np.array(table) for table in counted_by(spec, places, counts))
-    # An arm of weight 1 has no others, and one of weight 0 expects nothing.
-    others = np.where(weights < 1, rows.sum(axis=-1, keepdims=True) - rows, 0).T
-    evidence = stats.arm_stall(others, weights.T, units=0)
-    threshold = math.log(len(spec.arms) / _limits(spec).alpha)
-    found = []
-    for at, arm in enumerate(spec.arms):
-        seen = ArmRun(
-            units=sum(n for (key, _, segment), n in counts.items() if (key, segment) == (arm.key, ALL)),
-            others=int(others[at].sum()),
-            nats=float(np.asarray(evidence.log_rarity)[at]),
-        )
-        before = held.get((MonitorName.EXPOSURE_STALL, arm.key))
-        run = _run(before.run if before is not None and before.run is not None else ArmRun(), seen)
-        length = max(0, seen.others - run.others)
-        found.append(
-            MonitorResult(
-                monitor=MonitorName.EXPOSURE_STALL,
-                arm=arm.key,
-                value=float(length),
-                log_e=_stall_log_e(seen.nats - run.nats, units=seen.units + statistics.crossover_units),
-                threshold_log_e=threshold,
-                run=run,
-                reason=f"{arm.key} gets no units: {length} in a row went to other arms",
-            )
-        )
-    return found
-
-
-def _run(begin: ArmRun, seen: ArmRun) -> ArmRun:
-    """Where the run begins that is on now: here, if the arm has got a unit since; a unit lost is no sign of life."""
-    if seen.units > begin.units:
-        return seen
-    return msgspec.structs.replace(begin, units=seen.units)
-
-
-def _stall_log_e(nats: float, *, units: int) -> float:
-    """`stats.ArmStall.log_e` of a run that is known by its rarity.
-
-    Args:
-        nats: rarity of the run.
-        units: that came to the arm, or more: crossovers may have been its own once.
-    """
-    number = math.log(units + 1.0)
-    return float(np.logaddexp(0.0, max(0.0, nats) - number)) - math.log(units + 2.0)
+    runs = {
+        one.arm: one.run
+        for one in beside.before
+        if one.monitor is MonitorName.EXPOSURE_STALL and one.arm is not None and one.run is not None
+    }
+    return stalls(record, statistics, beside.time, runs)
 
 
 __all__ = ["Beside", "counts_units", "with_monitors"]

@@ -53,6 +53,7 @@ from stream_xp.engine.conclusion import guarantee, looked
 from stream_xp.engine.evaluate import Evaluation, evaluate_all
 from stream_xp.engine.monitors import Beside, with_monitors
 from stream_xp.engine.registry import FOREVER
+from stream_xp.engine.stalls import DataTime
 from stream_xp.engine.standing import NOTHING_SAID, Demand, Said, Standing, said, standing
 from stream_xp.engine.steering import (
     Allocator,
@@ -742,6 +743,8 @@ def beside(
 ) -> Beside:
     """What monitors need to know beside the statistics; the arguments are those of `Beside`."""
     watermark_ms = least_watermark(parts)
+    newest_ms = max((part.watermark_ms for part in parts if part.watermark_ms is not None), default=0)
+    lateness_ms = max((part.allowed_lateness_ms for part in parts), default=0)
     return Beside(
         add_outcomes(part.exposure_outcomes for part in parts),
         add_outcomes(part.reward_outcomes for part in parts),
@@ -749,6 +752,7 @@ def beside(
         None if watermark_ms is None else max(0, now_ms - watermark_ms),
         before,
         opened,
+        None if watermark_ms is None else DataTime(watermark_ms, newest_ms, lateness_ms),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import msgspec
@@ -9,11 +10,12 @@ import numpy as np
 import pytest
 
 from stream_xp import stats
-from stream_xp.domain.decision import MonitorResult, MonitorState
+from stream_xp.domain.decision import ArmRun, MonitorResult, MonitorState
 from stream_xp.domain.experiment import ExperimentRecord, ExperimentSpec, WeightEpoch
 from stream_xp.domain.statistics import Outcomes, build
 from stream_xp.engine.evaluate import Evaluation, evaluate
 from stream_xp.engine.monitors import Beside, with_monitors
+from stream_xp.engine.stalls import MOST_MARKS, DataTime
 
 CLICK = {
     "key": "click",
@@ -57,9 +59,12 @@ def counted(units, *, clicks=None, crossovers=0, metric="click"):
     )
 
 
-def beside(before=(), *, age_ms=0, read=0, duplicate=0, opened=None):
+NOW = DataTime(0, 0, 0)
+
+
+def beside(before=(), *, age_ms=0, read=0, duplicate=0, opened=None, time=NOW):
     outcomes = Outcomes(read=read, counted=read - duplicate, duplicate=duplicate)
-    return Beside(outcomes, Outcomes(), age_ms, before, opened)
+    return Beside(outcomes, Outcomes(), age_ms, before, opened, time)
 
 
 def monitors(one, statistics, around=None) -> dict[tuple[str, str | None], MonitorResult]:
@@ -67,12 +72,12 @@ def monitors(one, statistics, around=None) -> dict[tuple[str, str | None], Monit
     return {(str(monitor.monitor), monitor.arm): monitor for monitor in found}
 
 
-def in_turn(one, looks, **fields):
+def in_turn(one, looks, times=(), **fields):
     """The monitors after each of several looks."""
     before: tuple[MonitorResult, ...] = ()
     found = []
-    for statistics in looks:
-        evaluation = with_monitors(one, statistics, NOTHING, beside(before, **fields))
+    for statistics, time in itertools.zip_longest(looks, times, fillvalue=NOW):
+        evaluation = with_monitors(one, statistics, NOTHING, beside(before, time=time, **fields))
         before = evaluation.monitors or ()
         found.append(evaluation)
     return found
@@ -257,7 +262,82 @@ def test_an_arm_of_weight_0_or_1_cannot_stall():
     assert stall["b"].run.units == 50
 
 
-def test_a_stall_can_be_left_unwith_monitors():
+LATE_MS = 60_000
+
+
+def stalled(looks, times, arm="b", **fields):
+    """The stall monitor of an arm after each look."""
+    found = in_turn(record(**fields), [counted(units) for units in looks], times)
+    return [{m.arm: m for m in one.monitors if m.monitor == "exposure_stall"}[arm] for one in found]
+
+
+def at(*watermarks_ms, apart_ms=0):
+    return [DataTime(one, one + apart_ms, LATE_MS) for one in watermarks_ms]
+
+
+def test_a_batch_of_one_arm_before_that_of_the_other_is_no_stall():
+    """Each minute one arm's records come, then the other's, all of them within the allowed lateness."""
+    times, looks, units = [], [], {"a": 0, "b": 0}
+    for half_minute in range(40):
+        units = units | {"ab"[half_minute % 2]: units["ab"[half_minute % 2]] + 500}
+        times.append(half_minute * LATE_MS // 2)
+        looks.append(units)
+    for arm in "ab":
+        assert not any(one.latched or one.value for one in stalled(looks, at(*times), arm))
+    # With no lateness allowed such records would be late, and a run of 500 is a stall.
+    assert stalled(looks, [DataTime(one, one, 0) for one in times])[-1].latched
+
+
+def test_a_run_begins_and_ends_an_allowed_lateness_inside():
+    looks = [{"a": a, "b": 100} for a in (100, 200, 300, 400, 500, 500)]
+    found = stalled(looks, at(0, LATE_MS - 1, LATE_MS, LATE_MS + 1, 2 * LATE_MS, 2 * LATE_MS + 1))
+    # Those until 60 s may have been exposed before the last one of b, those after 60.001 s may be ahead of one of b.
+    assert [one.value for one in found] == [0.0, 0.0, 0.0, 0.0, 0.0, 100.0]
+    assert found[-1].run.first.others == 300
+    assert found[-1].run.last.others == 400
+    assert [mark.others for mark in found[-1].run.marks] == [500]
+
+
+def test_source_partitions_that_are_apart_count_with_the_one_that_is_behind():
+    looks = [{"a": a, "b": 100} for a in (100, 300, 400, 400, 400)]
+    least_ms = [0, LATE_MS + 99, LATE_MS + 100, 2 * LATE_MS + 199, 2 * LATE_MS + 200]
+    found = stalled(looks, at(*least_ms, apart_ms=100))
+    assert [None if one.run.first is None else one.run.first.others for one in found] == [
+        None,
+        None,
+        400,
+        400,
+        400,
+    ]
+    looks = [{"a": a, "b": 100} for a in (100, 300, 400, 400, 400)]
+    least_ms = [0, LATE_MS + 100, LATE_MS + 101, 2 * LATE_MS + 200, 2 * LATE_MS + 201]
+    assert [one.value for one in stalled(looks, at(*least_ms, apart_ms=100))] == [0, 0, 0, 0, 100]
+
+
+def test_without_a_watermark_nothing_is_proven():
+    looks = [{"a": 100, "b": 100}, {"a": 900, "b": 100}, {"a": 1800, "b": 100}]
+    assert not any(one.value for one in stalled(looks, [None, None, None]))
+    # The run begins with the first watermark.
+    last = stalled(looks, [None, *at(0, LATE_MS)])[-1]
+    assert (last.run.since_ms, last.run.first.others) == (0, 1800)
+
+
+def test_the_looks_of_a_run_that_wait_are_bounded():
+    looks = [{"a": 100 + n, "b": 100} for n in range(150)]
+    times = [DataTime(n * 2_000, n * 2_000 + n % 7 * 10_000, LATE_MS) for n in range(150)]
+    found = stalled(looks, times)
+    assert max(len(one.run.marks) for one in found) <= MOST_MARKS
+    assert found[-1].latched
+
+
+def test_a_run_that_was_written_by_an_older_version_begins_again():
+    old = msgspec.json.decode(b'{"units": 100, "others": 3, "nats": 2.0}', type=ArmRun)
+    before = MonitorResult(monitor="exposure_stall", arm="b", run=old)
+    now = monitors(record(), counted({"a": 900, "b": 100}), beside((before,)))["exposure_stall", "b"]
+    assert (now.value, now.run.since_ms, now.run.first.others) == (0.0, 0, 900)
+
+
+def test_a_stall_can_be_left_unwatched():
     found = monitors(record(monitors={"exposure_stall": False}), counted({"a": 500}))
     assert list(found) == [("crossovers", None)]
 
@@ -273,7 +353,7 @@ def a_look(rng, total, *, weights=THREE):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_the_order_of_arms_does_not_matter_and_neither_does_looking_twice(seed):
+def test_the_order_of_arms_does_not_matter(seed):
     rng = np.random.default_rng(seed)
     looks = [a_look(rng, total) for total in (100, 300, 301, 900)] + [counted({"a": 999, "b": 3})]
     turned = dict(reversed(THREE.items()))
@@ -285,10 +365,25 @@ def test_the_order_of_arms_does_not_matter_and_neither_does_looking_twice(seed):
             other_one = theirs[key]
             assert (monitor.log_e or 0.0) == pytest.approx(other_one.log_e or 0.0, rel=1e-9, abs=1e-9)
             assert (monitor.state, monitor.latched) == (other_one.state, other_one.latched)
-    # A verification gives the monitors of a result as those of the look before it.
-    of_last = in_turn(record(weights=THREE, monitors=FULL), looks)[-1]
-    again = with_monitors(record(weights=THREE, monitors=FULL), looks[-1], NOTHING, beside(of_last.monitors))
-    assert again == of_last
+
+
+@pytest.mark.parametrize("lateness_ms", [0, 2, 40, 1000])
+@pytest.mark.parametrize("seed", range(3))
+def test_looking_twice_at_the_same_changes_nothing(seed, lateness_ms):
+    """A verification gives the monitors of a result as those of the look before it."""
+    rng = np.random.default_rng(seed)
+    one, before = record(weights=THREE, monitors=FULL), ()
+    units, least_ms, newest_ms = {"a": 0, "b": 0, "c": 0}, 0, 0
+    for _ in range(60):
+        # The watermark of an owner can be behind that of the one before.
+        least_ms += int(rng.integers(-5, 15))
+        newest_ms = least_ms + int(rng.integers(0, 9))
+        units["abc"[rng.choice(3, p=[0.7, 0.25, 0.05])]] += int(rng.integers(0, 3))
+        statistics, time = counted(dict(units)), DataTime(least_ms, newest_ms, lateness_ms)
+        first = with_monitors(one, statistics, NOTHING, beside(before, time=time))
+        again = with_monitors(one, statistics, NOTHING, beside(first.monitors, time=time))
+        assert again == first
+        before = first.monitors
 
 
 def test_monitors_are_quiet_on_a_healthy_experiment():

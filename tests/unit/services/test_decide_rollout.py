@@ -434,14 +434,14 @@ def test_a_monitor_holds_also_the_next_owner_until_a_person_has_looked(log: Log)
         record = experiment()
         world = World(log, record)
         first = world.worker()
-        better = statistics(record, 402, **BETTER)
-        for at, value in enumerate([statistics(record, 401), with_units(better, a=2040, b=2000)]):
-            await first.on_block(block(value))
+        for at, a in enumerate([2000, 2000, 2040, 2040], start=401):
+            rates = BETTER if at == 404 else {}
+            await first.on_block(block(with_units(statistics(record, at, **rates), a=a, b=2000)))
             await settle(first)
-            assert [bool(result.invalid) for result in log.results()] == [False, True][: at + 1]
+            assert bool(log.results()[-1].invalid) == (at == 404)
         assert log.results()[-1].decision.reason == "invalid: b gets no units: 40 in a row went to other arms"
         second = world.worker()
-        await second.on_block(block(with_units(statistics(record, 403, **BETTER), a=2100, b=2060)))
+        await second.on_block(block(with_units(statistics(record, 405, **BETTER), a=2100, b=2060)))
         await settle(second)
         held = log.results()[-1]
         assert held.invalid == ("exposure stall of b: proven before, and nobody has resumed or reset since",)
