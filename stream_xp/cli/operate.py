@@ -148,8 +148,14 @@ reject = _command(
 reset = _command(
     "reset",
     OperatorAction.RESET,
-    "Take back a stop, a ship or a proposal. After a stop a ramp begins again at its first stage.",
+    "Take back a stop, a ship or a proposal, or open what monitors have latched. After a stop a ramp begins again at "
+    "its first stage.",
     _signal_option,
+    click.option(
+        "--monitors",
+        is_flag=True,
+        help="Take nothing back, and only open what monitors have latched.  [default: where there is nothing else]",
+    ),
 )
 set_stage = _command(
     "set-stage",

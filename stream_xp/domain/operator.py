@@ -16,7 +16,8 @@ class OperatorAction(StrEnum):
     """What a person may do.
 
     pause, resume: hold the ramp and the weights where they are, and go on. stop, ship: conclude, whatever the
-    evidence says. approve, reject: answer a proposal. reset: take a stop or ship back. set_stage: move the ramp.
+    evidence says. approve, reject: answer a proposal. reset: take a stop, ship or proposal back, and open the latches
+    of the monitors. set_stage: move the ramp.
     """
 
     PAUSE = "pause"
@@ -38,6 +39,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
         arm: of ship, the arm that gets all traffic.
         stage: of set_stage, its number from 0.
         signal_id: of approve and reject, the proposal that is answered; of reset, the signal that is taken back.
+        monitors: of reset: it takes nothing back, and only opens the latches of the monitors.
     """
 
     experiment: Key
@@ -48,6 +50,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     arm: Key | None = None
     stage: Annotated[int, msgspec.Meta(ge=0, le=19)] | None = None
     signal_id: Annotated[str, msgspec.Meta(min_length=1, max_length=100)] | None = None
+    monitors: bool = False
 
 
 class OrderSignal(msgspec.Struct, frozen=True, kw_only=True):

@@ -263,6 +263,8 @@ def _answered(now: Standing, order: Order) -> Standing | str:
 
 
 def _reset(now: Standing, one: Said, order: Order) -> Standing | str:
+    if order.monitors:
+        return replace(now, opened=one.id)
     held = now.latched or now.proposed
     if held is None:
         return "there is no stop, ship or proposal to take back"

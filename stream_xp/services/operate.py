@@ -44,6 +44,8 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
         stage: of set_stage, from 0.
         signal: of approve, reject and reset, the beginning of the signal's id; absent: the one that waits or is in
             force.
+        monitors: of reset: take nothing back, and only open what monitors have latched. So does a reset where nothing
+            is to take back.
     """
 
     experiment: str
@@ -53,6 +55,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     arm: str | None = None
     stage: int | None = None
     signal: str | None = None
+    monitors: bool = False
 
 
 class Placed(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,6 +106,8 @@ def place(settings: Settings, call: Call, *, now_ms: int, nonce: str) -> Placed:
     record = _running(settings, call.experiment)
     records = _said(settings, record)
     order = _signed(_order(record, standing(record.spec, records), call), now_ms=now_ms, nonce=nonce)
+    if order.data.monitors:
+        _check_latched(settings, order.data)
     _check(record, records, order)
     look = _look(settings, order) if call.action is OperatorAction.REJECT else 0
     with TopicWriter(settings) as writer:
@@ -172,6 +177,7 @@ def _order(record: ExperimentRecord, now: Standing, call: Call) -> Order:
         "arm": _arm(record, call),
         "stage": _stage(record, call),
         "signal_id": _answered(now, call, name),
+        "monitors": _opens_only(now, call, name),
     }
     try:
         return msgspec.convert(fields, Order)
@@ -219,22 +225,38 @@ def _answered(now: Standing, call: Call, name: str) -> str | None:
             raise ConfigError(f"{name} takes no signal")
         return None
     held = now.proposed if call.action in _ANSWERS else now.latched or now.proposed
+    if _opens_only(now, call, name):
+        return None
     if held is None:
-        return _nothing_held(now, call, name)
+        raise _nothing_held(now, call, name)
     if call.signal is not None and not held.signal_id.startswith(call.signal):
         stands = "waits" if held is now.proposed else "is in force"
         raise ConfigError(f"{name}: no signal {call.signal!r} {stands}; that of {held.signal_id} does")
     return held.signal_id
 
 
-def _nothing_held(now: Standing, call: Call, name: str) -> str:
+def _opens_only(now: Standing, call: Call, name: str) -> bool:
+    """Whether it is a reset that takes nothing back, and opens the latches of monitors.
+
+    The order says so: a stop that comes before it on the topic is not taken back by it.
+    """
+    if call.action is not OperatorAction.RESET:
+        if call.monitors:
+            raise ConfigError(f"{name} opens no monitors")
+        return False
+    if call.monitors and call.signal is not None:
+        raise ConfigError(f"{name} takes back a signal or only opens the monitors, not both")
+    return call.monitors or (call.signal is None and now.latched is None and now.proposed is None)
+
+
+def _nothing_held(now: Standing, call: Call, name: str) -> ConfigError:
     if call.action is OperatorAction.RESET:
-        raise ConfigError(f"{name}: no stop, ship or proposal is there to take back")
+        return ConfigError(f"{name}: no stop, ship or proposal is there to take back")
     held = now.latched
     concluded = (
         f"; a {held.decision.action} is in force already ({held.signal_id})" if held is not None else ""
     )
-    raise ConfigError(f"{name}: nothing is proposed{concluded}")
+    return ConfigError(f"{name}: nothing is proposed{concluded}")
 
 
 def _signed(order: Order, *, now_ms: int, nonce: str) -> OrderSignal:
@@ -257,6 +279,16 @@ def _check(record: ExperimentRecord, records: list[Said], order: OrderSignal) ->
     if rule is not None:
         name = f"{record.spec.experiment}: {_word(order.data.action)}"
         raise ConfigError(f"{name} would change nothing: {rule}{_instead(standing(record.spec, records))}")
+
+
+def _check_latched(settings: Settings, order: Order) -> None:
+    """Refuse to open what is not latched."""
+    result = _newest(settings, order)
+    if not any(one.latched for one in (result.monitors if result is not None else None) or ()):
+        raise ConfigError(
+            f"{order.experiment}: reset: no monitor is latched, and without --monitors "
+            "a stop, ship or proposal must be there to take back"
+        )
 
 
 def _instead(now: Standing) -> str:
@@ -292,6 +324,8 @@ def _outcome(settings: Settings, placed: Placed) -> Outcome:
         return Outcome(fate=Fate.OVERTAKEN, text=f"it changes nothing: {rule}", config=config)
     if order.action is OperatorAction.REJECT:
         return _rejected(settings, placed, config)
+    if order.monitors:
+        return _opened(settings, placed, now, config)
     if config is not None and config.version == order.version and _followed(record, config, placed.order):
         return Outcome(fate=Fate.ENACTED, text=_says(config), config=config)
     return Outcome(fate=Fate.WAITING, text=_look_at(settings, order), config=config)
@@ -325,6 +359,24 @@ def _rejected(settings: Settings, placed: Placed, config: ConfigRecord | None) -
     rollout = found.rollout if found is not None and found.look > placed.look else None
     if rollout is not None and rollout.proposed != order.signal_id:
         return Outcome(fate=Fate.ENACTED, text="the proposal waits no longer", config=config)
+    return Outcome(fate=Fate.WAITING, text=_look_at(settings, order), config=config)
+
+
+def _opened(settings: Settings, placed: Placed, now: Standing, config: ConfigRecord | None) -> Outcome:
+    """Latches show in results alone; what is still proven is latched again by the look that opens them."""
+    order = placed.order.data
+    found = _newest(settings, order)
+    monitors = (found.monitors if found is not None else None) or ()
+    if any(one.since == now.opened for one in monitors):
+        again = [
+            f"{one.monitor} of {one.arm}" if one.arm else str(one.monitor) for one in monitors if one.latched
+        ]
+        text = (
+            f"it is proven still, and latched again: {', '.join(again)}"
+            if again
+            else "no monitor is latched any more"
+        )
+        return Outcome(fate=Fate.ENACTED, text=text, config=config)
     return Outcome(fate=Fate.WAITING, text=_look_at(settings, order), config=config)
 
 

@@ -73,6 +73,7 @@ orders = st.builds(
     arm=st.sampled_from([None, "a", "b", "z"]),
     stage=st.sampled_from([None, 0, 1, 2]),
     signal_id=st.sampled_from([None, "s0", "s1", "s2"]),
+    monitors=st.booleans(),
 )
 logs = st.lists(st.one_of(decisions, orders), max_size=15)
 FOREIGN = [{"version": 1}, {"version": 3}, {"experiment": "other"}]
@@ -180,6 +181,29 @@ def test_a_reset_begins_again():
     stale, news = decided("s3", "ship"), decided("s4", "ship", since="r0")
     assert standing(SPEC, [STOP, ordered("r0", "reset"), stale]).latched is None
     assert standing(SPEC, [STOP, ordered("r0", "reset"), stale, news]).latched.signal_id == "s4"
+
+
+@given(logs)
+def test_a_reset_of_monitors_opens_their_latches_and_no_more(log):
+    """Whatever is in force or waits stays; what was decided before it counts."""
+    opening = ordered("m", "reset", monitors=True)
+    assert standing(SPEC, [*log, opening]) == replace(standing(SPEC, log), opened="m")
+    after, without = standing(SPEC, [opening, *log]), standing(SPEC, log)
+    assert replace(after, opened=None) == replace(without, opened=None)
+
+
+@given(logs)
+def test_latches_are_opened_by_every_resume_and_reset_that_counts_and_by_nothing_else(log):
+    before = NOTHING_SAID
+    for end, one in enumerate(log, 1):
+        now = standing(SPEC, log[:end])
+        opens = one.order is not None and one.order.action in (OperatorAction.RESUME, OperatorAction.RESET)
+        if now.opened != before.opened:
+            assert opens
+            assert now.opened == one.id
+        elif opens and len(now.ignored) == len(before.ignored):
+            assert (one.source, one.id) in {(early.source, early.id) for early in log[: end - 1]}
+        before = now
 
 
 @pytest.mark.parametrize(

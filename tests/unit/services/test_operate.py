@@ -16,6 +16,8 @@ from stream_xp.cli import main
 from stream_xp.domain.decision import (
     Action,
     ConfigRecord,
+    MonitorName,
+    MonitorResult,
     Result,
     RolloutState,
     RolloutStatus,
@@ -177,7 +179,19 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "no stage": ("set_stage", {}, "no stage None"),
     "nothing proposed": ("approve", {}, "exp: approve: nothing is proposed"),
     "nothing to reject": ("reject", {}, "exp: reject: nothing is proposed"),
-    "nothing to reset": ("reset", {}, "no stop, ship or proposal is there to take back"),
+    "nothing to reset": (
+        "reset",
+        {},
+        "no monitor is latched, and without --monitors a stop, ship or proposal must be there to take back",
+    ),
+    "no monitors to reset": ("reset", {"monitors": True}, "no monitor is latched"),
+    "monitors of a stop": ("stop", {"monitors": True}, "stop opens no monitors"),
+    "a signal and the monitors": (
+        "reset",
+        {"monitors": True, "signal": "a"},
+        "takes back a signal or only opens the monitors, not both",
+    ),
+    "no signal to reset": ("reset", {"signal": "a"}, "no stop, ship or proposal is there to take back"),
     "not paused": ("resume", {}, "resume would change nothing: it is not paused"),
     "an arm of a stop": ("stop", {"arm": "new"}, "stop takes no arm"),
     "a stage of a stop": ("stop", {"stage": 0}, "stop takes no stage"),
@@ -365,6 +379,52 @@ def test_a_reset_of_a_proposal_moves_nothing(topics: Topics) -> None:
     topics.add("config", "exp", config())
     topics.add("signals", "exp", decided("wanted", Action.SHIP, proposed=True))
     assert fate(put("reset")) is Fate.ENACTED
+
+
+def watched(*, latched: bool, since: str | None = None) -> Result:
+    stall = MonitorResult(monitor=MonitorName.EXPOSURE_STALL, arm="new", latched=latched, since=since)
+    return msgspec.structs.replace(GOLDEN.data.result, experiment="exp", version=1, monitors=(stall,))
+
+
+def test_a_reset_opens_what_monitors_have_latched(topics: Topics) -> None:
+    topics.add("experiments", "exp", record(spec()))
+    topics.add("config", "exp", config())
+    topics.add("results", "exp", watched(latched=True))
+    placed = put("reset")
+    assert (placed.order.data.signal_id, placed.order.data.monitors) == (None, True)
+    assert standing(spec(), [said(placed.order)]).opened == placed.order.id
+    # The config says nothing of latches.
+    assert fate(placed) is Fate.WAITING
+    topics.add("results", "exp", watched(latched=True, since=placed.order.id))
+    outcome = wait(SETTINGS, placed, timeout_s=0.0)
+    assert (outcome.fate, outcome.text) == (
+        Fate.ENACTED,
+        "it is proven still, and latched again: exposure_stall of new",
+    )
+    topics.add("results", "exp", watched(latched=False, since=placed.order.id))
+    assert wait(SETTINGS, placed, timeout_s=0.0).text == "no monitor is latched any more"
+    with pytest.raises(ConfigError, match="no monitor is latched"):
+        put("reset", nonce="again")
+
+
+def test_a_proposal_stays_when_only_the_monitors_are_opened(topics: Topics) -> None:
+    topics.add("experiments", "exp", record(spec()))
+    topics.add("signals", "exp", decided("wanted", Action.SHIP, proposed=True))
+    topics.add("results", "exp", watched(latched=True))
+    code, _, _ = run("reset", "exp", "--monitors", "--reason", "the arm is back", "--actor", "kim")
+    (order,) = topics.orders
+    assert (code, order.data.signal_id, order.data.monitors) == (0, None, True)
+    now = standing(spec(), [said(decided("wanted", Action.SHIP, proposed=True)), said(order)])
+    assert (now.proposed.signal_id if now.proposed else None, now.opened) == ("wanted", order.id)
+    # Without it the proposal is taken back.
+    assert put("reset").order.data.signal_id == "wanted"
+
+
+def test_latches_of_another_version_are_not_opened(topics: Topics) -> None:
+    topics.add("experiments", "exp", record(spec()))
+    topics.add("results", "exp", msgspec.structs.replace(watched(latched=True), version=2))
+    with pytest.raises(ConfigError, match="no monitor is latched"):
+        put("reset")
 
 
 def test_an_order_that_comes_second_is_told_so(topics: Topics) -> None:
