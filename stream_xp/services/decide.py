@@ -39,8 +39,10 @@ from stream_xp.domain.decision import (
     SignalData,
 )
 from stream_xp.domain.experiment import ExperimentRecord
+from stream_xp.domain.fields import duration_ms
 from stream_xp.domain.fit import check_fit
 from stream_xp.domain.operator import OPERATOR_TYPE, OrderSignal
+from stream_xp.domain.rollout import Monitors
 from stream_xp.domain.statistics import (
     ExperimentStatistics,
     Outcomes,
@@ -130,18 +132,25 @@ class Watched:
     Attributes:
         newest: newest statistics per source partition, of the newest version seen.
         changed: whether there is something to evaluate.
+        old_from_ms: wall clock from which its data are too old, without a record that would bring a look; None where
+            they are already, or nobody asks.
         fitting: those of the newest that are known to fit the spec.
     """
 
     experiment: str
     newest: dict[int, PartitionStatistics] = field(default_factory=dict)
     changed: bool = False
+    old_from_ms: int | None = None
     fitting: dict[int, PartitionStatistics] = field(default_factory=dict)
 
     @property
     def version(self) -> int:
         """The newest version that has statistics."""
         return max(record.version for record in self.newest.values())
+
+    def is_due(self, now_ms: int) -> bool:
+        """Whether it is to be evaluated."""
+        return self.changed or (self.old_from_ms is not None and now_ms >= self.old_from_ms)
 
     def take(self, record: PartitionStatistics) -> None:
         """Keep a record if it is newer than what is held for its partition."""
@@ -252,9 +261,10 @@ class Decide:
                 await self._tails.popitem()[1].stop()
 
     async def evaluate(self) -> None:
-        """Evaluate every experiment of which something changed, and write what follows."""
+        """Evaluate every experiment of which something changed, or whose data have become too old."""
         async with self._lock:
-            changed = [watched for watched in self._watched.values() if watched.changed]
+            now_ms = self._clock.now_ms()
+            changed = [watched for watched in self._watched.values() if watched.is_due(now_ms)]
             for start in range(0, len(changed), _EVALUATED_TOGETHER):
                 await self._evaluate(changed[start : start + _EVALUATED_TOGETHER])
 
@@ -347,6 +357,8 @@ class Decide:
         around = beside(look.parts, now_ms, before=self._monitors.get(look.version, ()), opened=known.opened)
         evaluation = with_monitors(look.record, look.statistics, evaluation, around)
         self._monitors[look.version] = evaluation.monitors or ()
+        old_from_ms = None if known.latched is not None else old_from(look.record, look.parts)
+        look.watched.old_from_ms = old_from_ms if old_from_ms is not None and now_ms < old_from_ms else None
         return evaluation
 
     def _shown(self, one: _Conclusion) -> Result:
@@ -732,6 +744,12 @@ def least_watermark(parts: Sequence[PartitionStatistics]) -> int | None:
     """The watermark of the partition that is furthest behind; None before each has one."""
     watermarks = [part.watermark_ms for part in parts if part.watermark_ms is not None]
     return min(watermarks) if watermarks and len(watermarks) == len(parts) else None
+
+
+def old_from(record: ExperimentRecord, parts: Sequence[PartitionStatistics]) -> int | None:
+    """Wall clock from which the data of an experiment are older than it allows; None where it allows any age."""
+    limit, watermark_ms = (record.spec.monitors or Monitors()).data_age, least_watermark(parts)
+    return None if limit is None or watermark_ms is None else watermark_ms + duration_ms(limit) + 1
 
 
 def beside(

@@ -133,6 +133,8 @@ class _Latch:
     def ordered(self, order: Order, identity: str) -> None:
         """Take in what a person ordered."""
         if order.action is OperatorAction.RESET:
+            if order.monitors:
+                return  # It takes nothing back.
             held = self._latched or self._proposed
             if held is not None and order.signal_id in (None, held):
                 self._reset(identity)

@@ -477,6 +477,54 @@ def test_data_that_are_too_old_ship_nothing(log: Log) -> None:
     asyncio.run(scenario())
 
 
+def test_data_that_stop_coming_become_too_old_without_a_record(log: Log) -> None:
+    async def scenario() -> None:
+        record = experiment(monitors={"data_age": "1s"})
+        decide = World(log, record).worker()
+        clock: Any = decide._clock
+        part = msgspec.json.decode(statistics(record, 401), type=PartitionStatistics)
+        await decide.on_block(block(msgspec.json.encode(msgspec.structs.replace(part, watermark_ms=T))))
+        await settle(decide)
+        clock.advance_to(T + 1000)
+        await settle(decide)
+        assert [bool(result.invalid) for result in log.results()] == [False]
+        clock.advance_to(T + 1001)
+        await settle(decide)
+        assert [result.invalid for result in log.results()] == [(), ("the data are 1.0 s old, more than 1s",)]
+        clock.advance_to(T + 6001)
+        await settle(decide)
+        assert len(log.results()) == 2
+        # New data bring a look, and can become too old again.
+        newer = msgspec.structs.replace(part, watermark_ms=clock.now_ms())
+        await decide.on_block(block(msgspec.json.encode(newer)))
+        await settle(decide)
+        clock.advance_to(T + 7002)
+        await settle(decide)
+        assert [bool(result.invalid) for result in log.results()] == [False, True, False, True]
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(("monitors", "looks"), [(None, 1), ({"data_age": "1s"}, 2)])
+def test_what_is_over_or_asks_for_no_age_does_not_become_too_old(
+    log: Log, monitors: dict[str, str] | None, looks: int
+) -> None:
+    async def scenario() -> None:
+        world = World(log, experiment(monitors=monitors))
+        decide = world.worker()
+        if monitors is not None:
+            await world.look(decide, **HARMED)
+            assert world.actions == ["stop"]
+        await world.look(decide)
+        before = len(log.results())
+        decide._clock.advance_to(10**9)  # type: ignore[attr-defined]
+        await settle(decide)
+        assert len(log.results()) == before
+        assert before >= looks
+
+    asyncio.run(scenario())
+
+
 def test_ids_tell_decisions_apart() -> None:
     record = experiment()
     log = Log()

@@ -420,6 +420,23 @@ def test_a_proposal_stays_when_only_the_monitors_are_opened(topics: Topics) -> N
     assert put("reset").order.data.signal_id == "wanted"
 
 
+def test_what_came_before_the_monitors_were_opened_still_counts(topics: Topics) -> None:
+    topics.add("experiments", "exp", record(spec()))
+    topics.add("results", "exp", watched(latched=True))
+    placed = put("reset")
+    order = topics.of("signals").pop()
+    said_then = [decided("wanted", Action.SHIP, proposed=True), placed.order, decided("harm")]
+    for one in said_then:
+        topics.add("signals", "exp", one if one is not placed.order else order.value or b"")
+    # The stop names no reset, because none has taken anything back; what follows it cannot count.
+    topics.add("signals", "exp", decided("late", Action.SHIP))
+    listed = [one.id for one in evidence.read_signals(SETTINGS, experiment="exp")]
+    assert sorted(listed) == sorted(["wanted", "harm", placed.order.id])
+    now = standing(spec(), map(said, said_then))
+    assert now.latched is not None
+    assert now.latched.signal_id == "harm"
+
+
 def test_latches_of_another_version_are_not_opened(topics: Topics) -> None:
     topics.add("experiments", "exp", record(spec()))
     topics.add("results", "exp", msgspec.structs.replace(watched(latched=True), version=2))
