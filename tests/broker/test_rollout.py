@@ -88,7 +88,7 @@ class Rollout:
         """What `stream-xp apply` does: the first weight epoch, and the config that says so."""
         design = self.design
         coverage = 1.0 if design.ramp is None else design.ramp.stages[0].coverage
-        epoch = WeightEpoch(epoch=0, weights=design.weights, effective_ms=_now_ms() + 500, coverage=coverage)
+        epoch = WeightEpoch(epoch=0, weights=design.weights, effective_ms=now_ms() + 500, coverage=coverage)
         record = ExperimentRecord(spec=design, epochs=(epoch,), design_hash=design.design_hash())
         config = ConfigRecord(
             experiment=design.experiment,
@@ -116,7 +116,7 @@ class Rollout:
     @property
     def config(self) -> ConfigRecord | None:
         """The config that the application follows now."""
-        begun = [one for _, one in self.configs if one.effective_ms + 100 <= _now_ms()]
+        begun = [one for _, one in self.configs if one.effective_ms + 100 <= now_ms()]
         return begun[-1] if begun else None
 
     @property
@@ -158,7 +158,7 @@ class Rollout:
         for _ in range(UNITS_PER_TICK):
             self._units += 1
             arm = "old" if self._dice.random() < config.weights["old"] else "new"
-            event = {"unit": f"u{self._units}", "time": _now_ms(), "source": "/app"}
+            event = {"unit": f"u{self._units}", "time": now_ms(), "source": "/app"}
             exposure = {"experiment": "rollout", "arm": arm, "weight_epoch": config.weight_epoch}
             events = [("exposures", event | exposure | {"id": f"e{self._units}"})]
             rates = (
@@ -176,7 +176,7 @@ class Rollout:
         writer.flush()
 
 
-def _now_ms() -> int:
+def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
@@ -253,7 +253,7 @@ def test_harm_at_a_quarter_returns_the_ramp_to_nothing(embedded_broker: Embedded
         until(lambda one: one.config is not None and one.config.coverage == 0.25)
         rollout.error = 0.6
         until(concluded)
-        seen_ms = _now_ms()
+        seen_ms = now_ms()
     (signal_ms, signal), (record_ms, record), (config_ms, config) = (
         rollout.signals[-1],
         rollout.records[-1],
