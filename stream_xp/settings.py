@@ -256,6 +256,16 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         """Return the brokers to ask first, one `host:port` each."""
         return [address.strip() for address in self.bootstrap.split(",")]
 
+    @property
+    def clocks_apart_ms(self) -> int:
+        """How far the clocks of brokers and applications may be apart (ADR 5): half the activation delay."""
+        return self.activation_delay_ms // 2
+
+    @property
+    def lead_ms(self) -> int:
+        """From when a weight epoch is written until it begins: by then every worker knows it, by whatever clock."""
+        return self.activation_delay_ms + self.clocks_apart_ms
+
     def account_note(self) -> str:
         """Return what a broker that shows a topic only to some accounts adds to "does not exist"."""
         name = self.security.sasl_username

@@ -266,6 +266,17 @@ class Registry:
         epochs = self._by_version[experiment, version].epochs
         return record if record.epochs == epochs else msgspec.structs.replace(record, epochs=epochs)
 
+    def known_from(self, experiment: str, version: int) -> int:
+        """Log time from which exposures of a version's newest weight epoch are taken, as far as is known."""
+        number = len(self._by_version[experiment, version].epochs)
+        return next(
+            entry.in_force_ms
+            for entry in self._timelines[experiment]
+            if entry.record is not None
+            and entry.record.spec.version == version
+            and len(entry.record.epochs) == number
+        )
+
     def _last(self, experiment: str, version: int) -> ExperimentRecord | None:
         for entry in reversed(self._timelines.get(experiment, [])):
             if entry.record is not None and entry.record.spec.version == version:

@@ -393,9 +393,17 @@ def _allocated(demand: Demand, fresh: WeightEpoch) -> WeightEpoch:
 
 
 def config_after(
-    record: ExperimentRecord, standing: Standing, *, config_version: int, activation_delay_ms: int
+    record: ExperimentRecord,
+    standing: Standing,
+    *,
+    config_version: int,
+    lead_ms: int,
+    known_ms: int = 0,
 ) -> ConfigRecord:
     """What applications follow after the newest weight epoch.
+
+    Weights are followed once units that were drawn with them can be counted: an exposure that names an epoch which is
+    not in force yet would be a dead letter.
 
     A stop or ship is followed at once, so from when its weight epoch was written and not from when that begins: it is
     there to end something. Whoever derives this config again, later or elsewhere, derives the same one.
@@ -404,7 +412,8 @@ def config_after(
         record: the experiment; its newest epoch is the one in force.
         standing: what was said of it, all of which has its epoch (`owed_epoch` is None).
         config_version: of the new record.
-        activation_delay_ms: of the weight epoch, from when it was written until it begins.
+        lead_ms: of the weight epoch, from when it was written until it begins.
+        known_ms: from when exposures of the newest weight epoch are taken, by whatever clock.
     """
     epoch, latched = record.epochs[-1], standing.latched
     status = RolloutStatus.RUNNING
@@ -417,7 +426,7 @@ def config_after(
         status=status,
         weights=epoch.weights,
         weight_epoch=epoch.epoch,
-        effective_ms=epoch.effective_ms - (activation_delay_ms if epoch.final else 0),
+        effective_ms=(epoch.effective_ms - lead_ms if epoch.final else max(epoch.effective_ms, known_ms)),
         config_version=config_version,
         signal_id=epoch.signal_id,
         coverage=epoch.coverage,

@@ -492,7 +492,7 @@ class Decide:
         """How an experiment ended that takes no more weight epochs: applications are told of it all the same."""
         if owed.action not in (Action.STOP, Action.SHIP):
             return None
-        effective_ms = self._clock.now_ms() + self._settings.activation_delay_ms
+        effective_ms = self._clock.now_ms() + self._settings.lead_ms
         last = epoch_after(record, owed, effective_ms=effective_ms)
         ended = msgspec.structs.replace(record, epochs=(*record.epochs, last))
         return ended if self._is_untold(ended) else None
@@ -500,7 +500,6 @@ class Decide:
     async def _send_epochs(self, owed: Sequence[tuple[_Look, Demand]]) -> None:
         """Write the weight epochs that signals ask for, but for those that are on their way back already."""
         now_ms = self._clock.now_ms()
-        effective_ms = now_ms + self._settings.activation_delay_ms
         written: dict[_Version, _Epoch] = {}
         moved = []
         for look, demand in owed:
@@ -508,7 +507,7 @@ class Decide:
             epoch = _Epoch(len(look.record.epochs), demand.signal_id, now_ms)
             if not self._is_on_its_way(look.version, epoch):
                 written[look.version] = epoch
-                after = epoch_after(look.record, demand, effective_ms=effective_ms)
+                after = epoch_after(look.record, demand, effective_ms=now_ms + self._settings.lead_ms)
                 moved.append(msgspec.structs.replace(look.record, epochs=(*look.record.epochs, after)))
         await self._write("experiments", [(record.spec.experiment, record) for record in moved])
         self._epochs |= written
@@ -536,11 +535,13 @@ class Decide:
 
     def _config(self, record: ExperimentRecord) -> ConfigRecord:
         held = self._configs.get(record.spec.experiment)
+        in_force_ms = self._experiments.registry.known_from(record.spec.experiment, record.spec.version)
         return config_after(
             record,
             self._standing(record),
             config_version=1 if held is None else held.config_version + 1,
-            activation_delay_ms=self._settings.activation_delay_ms,
+            lead_ms=self._settings.lead_ms,
+            known_ms=in_force_ms + self._settings.clocks_apart_ms,
         )
 
     # --- what was said before -------------------------------------------------------------------------------

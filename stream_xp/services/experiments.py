@@ -86,9 +86,7 @@ class Experiments:
             ) from error
 
     def _covers(self, log_ms: int, here_ns: int) -> bool:
-        return (
-            here_ns < self._read_ns or log_ms <= self._read_for_ms + self._settings.activation_delay_ms // 2
-        )
+        return here_ns < self._read_ns or log_ms <= self._read_for_ms + self._settings.clocks_apart_ms
 
     async def _read(self) -> bool:
         """Take in what is new; whether the end was reached."""

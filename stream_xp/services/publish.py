@@ -44,14 +44,15 @@ class Publication(msgspec.Struct, frozen=True, kw_only=True):
 def plan_application(settings: Settings, spec: ExperimentSpec, *, now_ms: int) -> Publication:
     """Return what applying `spec` now would publish.
 
-    New weights take effect when the engine knows of them: after the activation delay.
+    New weights take effect when the engine knows of them, by whatever clock: after the activation delay, and as long
+    again as clocks may be apart.
 
     Raises:
         ConfigError: see `domain.publication`; or a topic is missing.
         DependencyError: a broker did not answer.
     """
     before, config_before = published(settings, spec.experiment)
-    after = next_record(before, spec, effective_ms=now_ms + settings.activation_delay_ms)
+    after = next_record(before, spec, effective_ms=now_ms + settings.lead_ms)
     config_after = next_config(config_before, after)
     return Publication(before=before, after=after, config_before=config_before, config_after=config_after)
 

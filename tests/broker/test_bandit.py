@@ -77,7 +77,7 @@ class Application:
 
     def apply(self, writer: TopicWriter) -> None:
         """What `stream-xp apply` does."""
-        record = next_record(None, self.design, effective_ms=now_ms() + self.settings.activation_delay_ms)
+        record = next_record(None, self.design, effective_ms=now_ms() + self.settings.lead_ms)
         for topic, value in (("experiments", record), ("config", next_config(None, record))):
             self._put(writer, topic, self.design.experiment, value)
             writer.flush()
@@ -85,7 +85,7 @@ class Application:
     @property
     def config(self) -> ConfigRecord | None:
         """The config that is followed now."""
-        begun = [one for one in self.configs if one.effective_ms + 100 <= now_ms()]
+        begun = [one for one in self.configs if one.effective_ms <= now_ms()]
         return begun[-1] if begun else None
 
     def tick(self, consumer: Any, writer: TopicWriter, *, sending: bool = True) -> None:

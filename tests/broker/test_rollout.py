@@ -116,7 +116,7 @@ class Rollout:
     @property
     def config(self) -> ConfigRecord | None:
         """The config that the application follows now."""
-        begun = [one for _, one in self.configs if one.effective_ms + 100 <= now_ms()]
+        begun = [one for _, one in self.configs if one.effective_ms <= now_ms()]
         return begun[-1] if begun else None
 
     @property

@@ -301,7 +301,7 @@ def test_the_config_says_what_the_newest_epoch_says(asked, paused):
         one = msgspec.structs.replace(one, epochs=(*one.epochs, epoch))
         latched = Latch(demand.decision, "s") if epoch.final else None
         standing = Standing(latched=latched, paused=PAUSE if paused else None)
-        config = config_after(one, standing, config_version=number, activation_delay_ms=2)
+        config = config_after(one, standing, config_version=number, lead_ms=2)
         assert (config.weights, config.coverage, config.contexts) == (
             epoch.weights,
             epoch.coverage,
@@ -326,7 +326,7 @@ def test_the_config_of_apply_is_left_to_apply():
     applied = msgspec.structs.replace(
         one, epochs=(*one.epochs, WeightEpoch(epoch=1, weights={}, effective_ms=1))
     )
-    config = config_after(one, NOTHING_SAID, config_version=1, activation_delay_ms=0)
+    config = config_after(one, NOTHING_SAID, config_version=1, lead_ms=0)
     assert not config_is_due(applied, NOTHING_SAID, config)
     assert not config_is_due(one, NOTHING_SAID, None)
 

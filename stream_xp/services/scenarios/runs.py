@@ -178,9 +178,7 @@ class _Simulation:
             run.record = msgspec.structs.replace(run.record, epochs=(*run.record.epochs, epoch))
         if config_is_due(run.record, run.standing, run.config):
             version = run.config.config_version + 1
-            run.config = config_after(
-                run.record, run.standing, config_version=version, activation_delay_ms=delay_ms
-            )
+            run.config = config_after(run.record, run.standing, config_version=version, lead_ms=delay_ms)
             if run.conclusion is None:
                 self._follow(at, run.config, now_ms)
         if run.conclusion is not None:

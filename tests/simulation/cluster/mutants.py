@@ -149,7 +149,7 @@ def _config_of(decide: Decide, one: Any) -> ConfigRecord:
     demand = Demand(signal.data.decision.action, signal.id, signal.data.decision)
     epoch = epoch_after(record, demand, effective_ms=one.result.evaluated_ms)
     moved = msgspec.structs.replace(record, epochs=(*record.epochs, epoch))
-    return config_after(moved, Standing(latched=latch), config_version=1, activation_delay_ms=0)
+    return config_after(moved, Standing(latched=latch), config_version=1, lead_ms=0)
 
 
 def _ownership_is_not_looked_at() -> Patch:

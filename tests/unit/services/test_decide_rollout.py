@@ -185,7 +185,7 @@ def test_harm_in_a_ramp_ends_it(log: Log) -> None:
         assert (world.config.coverage, world.config.status) == (0.0, RolloutStatus.STOPPED)
         # The epoch begins when every worker knows of it, applications follow at once.
         assert world.config.effective_ms == T
-        assert log.records()[-1].epochs[-1].effective_ms == T + 5_000
+        assert log.records()[-1].epochs[-1].effective_ms == T + 7_500
 
     asyncio.run(scenario())
 
