@@ -184,6 +184,7 @@ class Registry:
         self.events: dict[str, int] = {}
         self._entries: dict[int, Entry] = {}
         self._timelines: dict[str, list[Entry]] = {}
+        self._refused: dict[str, int] = {}
         self._by_version: dict[tuple[str, int], Slot] = {}
         self._listeners: dict[str, list[Listener]] = {}
         self.add(entries)
@@ -207,6 +208,7 @@ class Registry:
             rule = self._broken_rule(entry)
             if rule is not None:
                 refused.append(Refused(entry, rule))
+                self._refused[entry.experiment] = max(entry.offset, self._refused.get(entry.experiment, -1))
                 continue
             entry = self._sharing(entry)  # noqa: PLW2901 (the same entry, in less memory)
             self._entries[entry.offset] = entry
@@ -220,6 +222,21 @@ class Registry:
             self.generation += 1
             self.memo.clear()
         return refused
+
+    def buried(self) -> list[Entry]:
+        """The entry in force of each experiment whose newest record on the topic is another, which was refused.
+
+        Compaction keeps the newest record of a key, also where nobody goes by it. The record has all weight epochs of
+        its version.
+        """
+        newest = [max(self._timelines[name], key=lambda e: e.offset) for name in self._refused]
+        return [self._whole(entry) for entry in newest if entry.offset < self._refused[entry.experiment]]
+
+    def _whole(self, entry: Entry) -> Entry:
+        record = entry.record
+        if record is None:
+            return entry
+        return msgspec.structs.replace(entry, record=self.newest(entry.experiment, record.spec.version))
 
     def _broken_rule(self, entry: Entry) -> str | None:
         if entry.record is None:

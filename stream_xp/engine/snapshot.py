@@ -11,7 +11,7 @@ puts them into one frame: magic, schema, length and hash of the body, then the b
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import lz4.frame
@@ -134,11 +134,13 @@ class Restoration:
         """Add the specs of the snapshot to `registry`, and make a state of it that knows them.
 
         Raises:
-            ConfigError: it was made under other rules; with another bound of units only where it shows.
+            ConfigError: it was made under other rules, with another bound of units only where it shows; or of another
+                design or other weight epochs of a version than the registry knows.
         """
         head, tail, held = self._head, self._tail, self._held
         _check_rules(tail, allowed_lateness_ms, rules)
         _check_max_units(tail, held["tallies"], max_units)
+        _check_specs(tail.partition, self._entries, registry)
         registry.add(self._entries)
         state = self._state = PartitionState(
             tail.partition,
@@ -192,6 +194,22 @@ def _check_rules(tail: _Tail, allowed_lateness_ms: int, rules: Rules | None) -> 
                 f"partition {tail.partition}: the snapshot was made with {name}={made[name]}, the setting is "
                 f"{now[name]}; statistics of different rules cannot be mixed: set it back, or start under a new prefix"
             )
+
+
+def _check_specs(partition: int, entries: Sequence[Entry], registry: Registry) -> None:
+    """What was counted under one design, or drawn with one epoch's weights, must not go on as another's."""
+    versions = {(e.experiment, e.record.spec.version): e.record for e in entries if e.record is not None}
+    for (experiment, version), made in versions.items():
+        known = registry.newest(experiment, version)
+        n = 0 if known is None else min(len(known.epochs), len(made.epochs))
+        if known is None or (known.design_hash, known.epochs[:n]) == (made.design_hash, made.epochs[:n]):
+            continue
+        what = "design" if known.design_hash != made.design_hash else "weight epochs"
+        raise ConfigError(
+            f"partition {partition}: the snapshot was made with another {what} of {experiment} version {version} than "
+            "the topic of experiments has now; the record that was in force is gone: put it back from a copy, or start "
+            "under a new prefix"
+        )
 
 
 def _unbending(rules: Rules | None) -> dict[str, int]:

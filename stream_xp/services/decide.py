@@ -193,6 +193,7 @@ class Decide:
         self._said: dict[_Version, list[Said]] = {}
         self._standings: dict[_Version, tuple[int, Standing]] = {}
         self._epochs: dict[_Version, _Epoch] = {}
+        self._restored_ms: dict[str, int] = {}
         self._tails: dict[str, LogTail] = {}
         self._primed: set[int] = set()
         self._configs: dict[str, ConfigRecord] = {}
@@ -267,6 +268,7 @@ class Decide:
             changed = [watched for watched in self._watched.values() if watched.is_due(now_ms)]
             for start in range(0, len(changed), _EVALUATED_TOGETHER):
                 await self._evaluate(changed[start : start + _EVALUATED_TOGETHER])
+            await self._restore()
 
     async def drop(self) -> None:
         """Forget everything: another worker may decide now. All of it is on the topics.
@@ -277,6 +279,7 @@ class Decide:
             self._watched.clear()
             self._primed.clear()
             self._epochs.clear()
+            self._restored_ms.clear()
 
     def _take(self, values: Iterable[bytes | None]) -> None:
         for value in values:
@@ -543,6 +546,33 @@ class Decide:
             lead_ms=self._settings.lead_ms,
             known_ms=in_force_ms + self._settings.clocks_apart_ms,
         )
+
+    # --- what compaction would lose --------------------------------------------------------------------------
+
+    async def _restore(self) -> None:
+        """Write the record in force once more where one that was refused came after it.
+
+        The topic is compacted: only the refused one would be left, and who reads only that would go by it.
+        """
+        now_ms = self._clock.now_ms()
+        buried = [
+            entry
+            for entry in self._experiments.registry.buried()
+            if entry.experiment in self._watched
+            and now_ms >= self._restored_ms.get(entry.experiment, 0) + _READ_BACK_MS
+        ]
+        if not buried:
+            return
+        name = self._settings.topic("experiments")
+        sent = []
+        for entry in buried:
+            value = None if entry.record is None else msgspec.json.encode(entry.record)
+            sent.append(await self._writer.send(name, key=entry.experiment.encode(), value=value))
+            log.warning(
+                "experiment record written again: a refused one came after it", experiment=entry.experiment
+            )
+        await self._writer.durable(sent, name)
+        self._restored_ms |= {entry.experiment: now_ms for entry in buried}
 
     # --- what was said before -------------------------------------------------------------------------------
 

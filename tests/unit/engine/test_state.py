@@ -760,6 +760,38 @@ def test_another_rule_of_outcomes_refuses_to_start(name: str) -> None:
         decode_snapshot(snapshot, Registry(), allowed_lateness_ms=0, rules=other)
 
 
+def epoch_1_of(weight: float) -> Entry:
+    found = entry(7, spec("one"), epochs=2)
+    assert found.record is not None
+    first, second = found.record.epochs
+    other = msgspec.structs.replace(second, weights={"a": weight, "b": 1 - weight})
+    return msgspec.structs.replace(found, record=msgspec.structs.replace(found.record, epochs=(first, other)))
+
+
+@pytest.mark.parametrize(
+    ("made", "now", "what"),
+    [
+        (entry(0, spec("one")), entry(7, spec("one", bound=9.0)), "design"),
+        (epoch_1_of(0.9), epoch_1_of(0.8), "weight epochs"),
+        (entry(0, spec("one"), epochs=3), epoch_1_of(0.8), "weight epochs"),
+    ],
+)
+def test_another_record_of_the_same_version_refuses_to_start(made: Entry, now: Entry, what: str) -> None:
+    """What compaction left can be another record than the one that the state was counted under."""
+    snapshot = encode_snapshot(PartitionState(3, Registry([made]), allowed_lateness_ms=0))
+    wanted = f"partition 3: the snapshot was made with another {what} of one version 1 than"
+    with pytest.raises(ConfigError, match=wanted):
+        decode_snapshot(snapshot, Registry([now]), allowed_lateness_ms=0)
+
+
+@pytest.mark.parametrize("epochs", [(1, 3), (3, 1), (2, 2)])
+def test_more_weight_epochs_on_either_side_are_no_other_ones(epochs: tuple[int, int]) -> None:
+    made, now = (entry(at, spec("one"), epochs=n) for at, n in enumerate(epochs))
+    snapshot = encode_snapshot(PartitionState(3, Registry([made]), allowed_lateness_ms=0))
+    found = decode_snapshot(snapshot, Registry([now]), allowed_lateness_ms=0)
+    assert len(found.registry.slot("one", 1).epochs) == max(epochs)
+
+
 def test_the_specs_of_a_snapshot_grow_with_their_epochs_not_with_the_square_of_them() -> None:
     def head(changes: int) -> tuple[Registry, int]:
         registry = Registry()
