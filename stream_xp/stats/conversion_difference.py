@@ -195,11 +195,11 @@ def conversion_log_e(
         raise ValueError(f"weights must have two arms, got {rho.shape[-1]}")
     if n.shape != s.shape or (s > n).any():
         raise ValueError("successes must have the shape of units and must not exceed them")
-    observed, points = np.concatenate((s, n - s), axis=-1), _points(grid, side)
+    observed = np.concatenate((s, n - s), axis=-1)
     shape = np.broadcast_shapes(observed.shape[:-1], rho.shape[:-1])
     observed = np.broadcast_to(observed, (*shape, 4)).reshape(-1, shape[-1], 4)
     share = np.broadcast_to(rho[..., 1], shape).reshape(-1, shape[-1])
-    return _mixed(observed, share, points).reshape(shape[:-1])
+    return _mixed(observed, share, grid, side).reshape(shape[:-1])
 
 
 def success_ratio(
@@ -317,24 +317,51 @@ def _points(grid: RateGrid, side: Sides) -> tuple[FloatArray, FloatArray]:
     return base.ravel(), effect.ravel()
 
 
-def _mixed(observed: FloatArray, share: FloatArray, points: tuple[FloatArray, FloatArray]) -> FloatArray:
+def _mixed(observed: FloatArray, share: FloatArray, grid: RateGrid, side: Sides) -> FloatArray:
     # observed (B, E, 4), successes then failures of (control, treatment); share (B, E), the weight of the
     # treatment; result (B,). Sorted, so that most blocks see few weights and need few logarithms.
     out, order = np.empty(len(observed)), np.argsort(share[:, 0], kind="stable")
-    blocks = 1 + share.size * len(points[0]) // _BLOCK_ELEMENTS
+    points = len(_points(grid, side)[0])
+    blocks = 1 + share.size * points // _BLOCK_ELEMENTS
     for block in np.array_split(order, blocks):
         weights, index = np.unique(share[block], return_inverse=True)
-        factors = _log_factors(weights, points)
-        rows = index.reshape(len(block), -1)
+        factors, rows = _factors(weights, grid, side), index.reshape(len(block), -1)
         # A term at a time, not as a matrix product, which rounds by the number of its rows: what is found of
         # one comparison must not depend on the others.
-        logs = np.zeros((len(block), len(points[0])))
-        for epoch in range(rows.shape[1]):
-            of_epoch = factors[rows[:, epoch]] if len(weights) > 1 else factors
-            for outcome in range(4):
-                logs += observed[block, epoch, outcome, np.newaxis] * of_epoch[:, outcome]
+        if rows.shape[1] > len(block):
+            logs = np.stack([_added(observed[at], factors[of]) for at, of in zip(block, rows, strict=True)])
+        else:
+            logs = np.zeros((len(block), points))
+            for epoch in range(rows.shape[1]):
+                of_epoch = factors[rows[:, epoch]] if len(weights) > 1 else factors
+                for outcome in range(4):
+                    logs += observed[block, epoch, outcome, np.newaxis] * of_epoch[:, outcome]
         out[block] = _log_mean_exp(logs)
     return out
+
+
+def _added(observed: FloatArray, factors: FloatArray) -> FloatArray:
+    # Over the epochs of one comparison: observed (E, 4), factors (E, 4, J), result (J,). A sum over another axis than
+    # the last is taken row after row, so that it rounds as the loop does.
+    terms = observed[..., np.newaxis] * factors
+    return np.asarray(np.add.reduce(terms.reshape(-1, terms.shape[-1]), axis=0, initial=0.0))
+
+
+def _factors(share: FloatArray, grid: RateGrid, side: Sides) -> FloatArray:
+    # Weights of an epoch never change, so what follows from them is kept: of many epochs few are new.
+    known = _MEMO.setdefault((grid, side), {})
+    new = [one for one in share.tolist() if one not in known]
+    if len(known) + len(new) > _MEMO_ROWS:
+        known.clear()
+        new = share.tolist()
+    if new:
+        known.update(zip(new, _log_factors(np.array(new), _points(grid, side)), strict=True))
+    return np.stack([known[one] for one in share.tolist()])
+
+
+_MEMO: dict[tuple[RateGrid, Sides], dict[float, FloatArray]] = {}
+_MEMO_ROWS = 4_000
+"""Of about 5 kB each."""
 
 
 def _log_factors(share: FloatArray, points: tuple[FloatArray, FloatArray]) -> FloatArray:
