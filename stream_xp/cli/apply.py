@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import click
 
 from stream_xp.cli.common import EXIT_CONFIG, examples, json_option, print_json, with_settings
-from stream_xp.services.publish import Publication, plan_application, plan_archiving, publish
-from stream_xp.services.spec_file import SpecFaults, load_spec
+from stream_xp.services.publish import Collides, Publication, plan_application, plan_archiving, publish
+from stream_xp.services.spec_file import SpecFaults, load_located
+from stream_xp.services.spec_files import refused
 
 if TYPE_CHECKING:
     from stream_xp.settings import Settings
@@ -35,6 +36,9 @@ def apply(
 
     The design of a version is frozen once it is published: then only weights, owner and hypothesis may
     change, and anything else needs a higher `version`. Applying the same file again changes nothing.
+
+    A new design is refused where it cannot run beside the experiments that are not archived: slots that are
+    taken, units that may not be shared, a holdout or a champion that is none.
     """
     if (file is None) == (archive is None):
         raise click.UsageError("give either FILE or --archive EXPERIMENT")
@@ -50,12 +54,15 @@ def apply(
 
 def _planned(settings: Settings, file: Path, now_ms: int) -> Publication:
     try:
-        spec = load_spec(file)
+        found = load_located(file)
+        try:
+            return plan_application(settings, found.spec, now_ms=now_ms)
+        except Collides as error:
+            raise refused(found, error.found, error.where) from error
     except SpecFaults as error:
         for line in error.lines():
             click.echo(line, err=True)
         raise click.exceptions.Exit(EXIT_CONFIG) from error
-    return plan_application(settings, spec, now_ms=now_ms)
 
 
 def _report(publication: Publication, *, dry_run: bool, as_json: bool) -> None:

@@ -412,6 +412,24 @@ class RolloutStatus(StrEnum):
     SHIPPED = "shipped"
 
 
+class LayerConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What applications need to find the slot of a unit (docs/many-experiments.md).
+
+    Attributes:
+        name: of the layer.
+        salt: what units are hashed with.
+        of: how many slots the layer has.
+        slots: first and last, both included, of those that the experiment takes.
+        hash: name of the hash; an application that does not know it must not assign.
+    """
+
+    name: str
+    salt: str
+    of: Annotated[int, msgspec.Meta(ge=2)]
+    slots: tuple[tuple[int, int], ...]
+    hash: str
+
+
 class ConfigRecord(msgspec.Struct, frozen=True, kw_only=True):
     """A record of ``xp.config``: what applications and gates follow.
 
@@ -421,6 +439,9 @@ class ConfigRecord(msgspec.Struct, frozen=True, kw_only=True):
         contexts: as in `WeightEpoch`.
         context: the segment whose values have weights of their own, if one has.
         paused: a person holds the ramp and the weights.
+        layer: whose slots it takes; units in others get the control and are not exposed. None: it takes all units.
+        holdout: it is one: units in its slots get the arm `holdout`, all others `program`.
+        program: the holdout whose units get the control here and are not exposed, even after a ship.
         config_version: grows with every change.
         signal_id: the signal that made it so; None while running.
     """
@@ -437,4 +458,7 @@ class ConfigRecord(msgspec.Struct, frozen=True, kw_only=True):
     contexts: dict[str, dict[str, float]] = {}
     context: str | None = None
     paused: bool = False
+    layer: LayerConfig | None = None
+    holdout: bool = False
+    program: str | None = None
     schema: int = 1

@@ -21,6 +21,8 @@ from stream_xp.domain.fields import (
     broken,
     duration_ms,
 )
+from stream_xp.domain.layer_rules import layer_faults
+from stream_xp.domain.layers import Champion, Layer, Overlap
 from stream_xp.domain.rollout import Allocation, Conclusion, Monitors, Ramp
 from stream_xp.domain.rollout_rules import rollout_faults
 
@@ -46,7 +48,17 @@ It rises whenever a released method, a constant of one, or the choice changes: a
 one cannot go on under the other, because both error levels would be spent.
 """
 
-_LATER_FIELDS = ("conclusion", "ramp", "allocation", "monitors")
+_LATER_FIELDS = (
+    "conclusion",
+    "ramp",
+    "allocation",
+    "monitors",
+    "layer",
+    "overlap",
+    "holdout",
+    "program",
+    "champion",
+)
 """Fields of a spec that came after the first specs ran: where they are absent, the design is what it was."""
 
 MAX_SEGMENTS = 32
@@ -307,6 +319,11 @@ class ExperimentSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         ramp: stages of its coverage; absent: all units from the start.
         allocation: weights that follow the evidence; absent: those of the file.
         monitors: what is watched beside metrics; absent: the defaults of `Monitors`.
+        layer: the part of all units that it takes; absent: all of them.
+        overlap: with whom it may share no unit; absent: with everybody.
+        holdout: true for a holdout: its slots are held out of a program, and it measures the program.
+        program: the holdout that it keeps away from.
+        champion: the arm that shipped before, and is the control here.
     """
 
     experiment: Key
@@ -334,6 +351,11 @@ class ExperimentSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     ramp: Ramp | None = None
     allocation: Allocation | None = None
     monitors: Monitors | None = None
+    layer: Layer | None = None
+    overlap: Overlap | None = None
+    holdout: bool | None = None
+    program: Key | None = None
+    champion: Champion | None = None
 
     @property
     def control(self) -> Arm:
@@ -449,6 +471,7 @@ def rules(spec: ExperimentSpec) -> list[Fault]:
         *_budget_faults(spec),
         *_runtime_faults(spec),
         *rollout_faults(spec),
+        *layer_faults(spec),
     ]
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from stream_xp.domain.assignment import layer_config
 from stream_xp.domain.decision import ConfigRecord, RolloutStatus
 from stream_xp.domain.experiment import ExperimentRecord, ExperimentSpec, Status, WeightEpoch, most_epochs
 from stream_xp.errors import ConfigError
@@ -144,6 +145,9 @@ def _running(record: ExperimentRecord, *, config_version: int, paused: bool = Fa
         contexts=epoch.contexts,
         context=None if allocation is None else allocation.context,
         paused=paused,
+        layer=layer_config(record.spec.layer),
+        holdout=bool(record.spec.holdout),
+        program=record.spec.program,
     )
 
 

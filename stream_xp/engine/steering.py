@@ -6,6 +6,7 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 
+from stream_xp.domain.assignment import layer_config
 from stream_xp.domain.decision import (
     Action,
     ConfigRecord,
@@ -433,6 +434,9 @@ def config_after(
         contexts=epoch.contexts,
         context=allocation.context if allocation is not None and epoch.contexts else None,
         paused=standing.paused is not None,
+        layer=layer_config(record.spec.layer),
+        holdout=bool(record.spec.holdout),
+        program=record.spec.program,
     )
 
 

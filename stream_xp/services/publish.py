@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import msgspec
 
@@ -10,13 +10,14 @@ from stream_xp.adapters.topic_reader import TopicReader, TopicRecord
 from stream_xp.adapters.topic_writer import TopicWriter
 from stream_xp.domain.codec import decode_own
 from stream_xp.domain.decision import ConfigRecord
-from stream_xp.domain.experiment import ExperimentRecord, ExperimentSpec, Status
+from stream_xp.domain.experiment import ExperimentRecord, ExperimentSpec, Status, record_rules
+from stream_xp.domain.layer_rules import Collision, collisions, no_champion
 from stream_xp.domain.publication import archived_record, next_config, next_record
 from stream_xp.engine.registry import Entry, Registry
 from stream_xp.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from stream_xp.settings import Settings
 
@@ -48,13 +49,91 @@ def plan_application(settings: Settings, spec: ExperimentSpec, *, now_ms: int) -
     again as clocks may be apart.
 
     Raises:
+        Collides: it cannot run beside the experiments that stand there.
         ConfigError: see `domain.publication`; or a topic is missing.
         DependencyError: a broker did not answer.
     """
+    known = known_records(settings)
     before, config_before = published(settings, spec.experiment)
+    if before is None or before.status is Status.ARCHIVED or before.design_hash != spec.design_hash():
+        _refuse_collisions(settings, spec, known)
     after = next_record(before, spec, effective_ms=now_ms + settings.lead_ms)
     config_after = next_config(config_before, after)
     return Publication(before=before, after=after, config_before=config_before, config_after=config_after)
+
+
+class Collides(ConfigError):
+    """An experiment cannot run beside others, or its champion is none.
+
+    Attributes:
+        found: all that keeps it from it.
+        where: the topic that the others stand on.
+    """
+
+    def __init__(self, experiment: str, found: Sequence[Collision], where: str) -> None:
+        self.found = tuple(found)
+        self.where = where
+        super().__init__(f"{experiment}: {'; '.join(one.message for one in found)} ({where})")
+
+
+class Known(NamedTuple):
+    """What stands on the topic of experiments.
+
+    Attributes:
+        newest: of each experiment the record that the engine goes by.
+        versions: of each version the record with most weight epochs, as far as the topic still holds it.
+    """
+
+    newest: dict[str, ExperimentRecord]
+    versions: dict[tuple[str, int], ExperimentRecord]
+
+    @property
+    def running(self) -> list[ExperimentSpec]:
+        """The experiments that are not archived; one that was stopped or shipped keeps its slots, it can be reset."""
+        return [record.spec for record in self.newest.values() if record.status is Status.ACTIVE]
+
+
+def known_records(settings: Settings) -> Known:
+    """Return the experiments that the engine goes by; a record that it refuses is passed over.
+
+    Raises:
+        ConfigError: the topic is missing.
+        DependencyError: a broker did not answer.
+    """
+    registry, topic = Registry(), settings.topic("experiments")
+    newest: dict[str, ExperimentRecord] = {}
+    versions: dict[tuple[str, int], ExperimentRecord] = {}
+    with TopicReader(settings, topic) as reader:
+        for one in reader.backlog():
+            experiment, found = (one.key or b"").decode(errors="replace"), _decoded(one, ExperimentRecord)
+            if isinstance(found, ConfigError) or (found is not None and record_rules(found, experiment)):
+                continue
+            if registry.add([_entry(settings, one, experiment, found)]):
+                continue
+            if found is None:
+                newest.pop(experiment, None)
+                continue
+            newest[experiment] = found
+            version = (experiment, found.spec.version)
+            held = versions.get(version)
+            if held is None or len(found.epochs) >= len(held.epochs):
+                versions[version] = found
+    return Known(newest, versions)
+
+
+def _refuse_collisions(settings: Settings, spec: ExperimentSpec, known: Known) -> None:
+    found = collisions(spec, known.running, complete=True) + _champion_collisions(spec, known)
+    if found:
+        raise Collides(spec.experiment, found, settings.topic("experiments"))
+
+
+def _champion_collisions(spec: ExperimentSpec, known: Known) -> list[Collision]:
+    champion = spec.champion
+    if champion is None:
+        return []
+    record = known.versions.get((champion.experiment, champion.version))
+    message = no_champion(champion, record)
+    return [] if message is None else [Collision(path=("champion",), message=message)]
 
 
 def plan_archiving(settings: Settings, experiment: str) -> Publication:
@@ -111,15 +190,18 @@ def _experiment(settings: Settings, experiment: str) -> ExperimentRecord | None:
         if isinstance(found, ConfigError):
             unread = found
             continue
-        entry = Entry(
-            offset=record.offset,
-            experiment=experiment,
-            in_force_ms=record.log_time_ms + settings.activation_delay_ms,
-            record=found,
-        )
-        if not registry.add([entry]):
+        if not registry.add([_entry(settings, record, experiment, found)]):
             believed, unread = found, None
     return _believed(believed, unread)
+
+
+def _entry(settings: Settings, record: TopicRecord, experiment: str, found: ExperimentRecord | None) -> Entry:
+    return Entry(
+        offset=record.offset,
+        experiment=experiment,
+        in_force_ms=record.log_time_ms + settings.activation_delay_ms,
+        record=found,
+    )
 
 
 def _config(settings: Settings, experiment: str) -> ConfigRecord | None:

@@ -83,18 +83,48 @@ class SpecFaults(ConfigError):
         ]
 
 
+class LocatedSpec(NamedTuple):
+    """A spec, and where in its file each field stands.
+
+    Attributes:
+        file: name of the file, as given.
+        positions: path of a field to its line and column, from 1.
+    """
+
+    spec: ExperimentSpec
+    file: str
+    positions: Mapping[FieldPath, tuple[int, int]]
+
+    def fault(self, path: FieldPath, message: str) -> SpecFault:
+        """A fault of a field, at the field or the nearest one around it that the file has."""
+        return SpecFault(*_nearest(self.positions, path), _dotted(path), message)
+
+    def line(self, path: FieldPath) -> int:
+        """The line of a field, or of the nearest one around it that the file has."""
+        return _nearest(self.positions, path)[0]
+
+
 def load_spec(path: Path | str) -> ExperimentSpec:
     """Return the spec in the YAML file at `path`; raises SpecFaults with every fault it has."""
+    return load_located(path).spec
+
+
+def load_located(path: Path | str) -> LocatedSpec:
+    """Return the spec in the YAML file at `path` and where its fields stand; raises SpecFaults."""
     try:
         with Path(path).open("rb") as file:
             raw = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
         raise _refusal(str(path), f"cannot be read: {error.strerror}") from error
-    return parse_spec(raw, str(path))
+    return _located(raw, str(path))
 
 
 def parse_spec(raw: bytes, file: str) -> ExperimentSpec:
     """Return the spec in the bytes of a YAML file; raises SpecFaults under the name `file`."""
+    return _located(raw, file).spec
+
+
+def _located(raw: bytes, file: str) -> LocatedSpec:
     text = _text(raw, file)
     root, faults = _compose(text, file)
     walk = _Walk(faults)
@@ -102,7 +132,7 @@ def parse_spec(raw: bytes, file: str) -> ExperimentSpec:
     walk.check_rules(value)
     if walk.faults or not isinstance(value, ExperimentSpec):
         raise SpecFaults(file, walk.faults or [SpecFault(1, 1, "", "is no experiment")])
-    return value
+    return LocatedSpec(value, file, walk.positions)
 
 
 def _refusal(file: str, message: str, *, line: int = 1, column: int = 1) -> SpecFaults:
@@ -211,7 +241,7 @@ class _Walk:
 
     def __init__(self, faults: list[SpecFault]) -> None:
         self.faults = faults
-        self._positions: dict[FieldPath, tuple[int, int]] = {}
+        self.positions: dict[FieldPath, tuple[int, int]] = {}
 
     def fault(self, node: yaml.Node, path: FieldPath, message: str) -> _Unreadable:
         """Note a fault at `node`."""
@@ -220,7 +250,7 @@ class _Walk:
 
     def value(self, node: yaml.Node, kind: inspect.Type, path: FieldPath) -> Any:
         """Return the value of `node` as `kind`, or `_UNREADABLE` with its fault noted."""
-        self._positions.setdefault(path, _position(node.start_mark))
+        self.positions.setdefault(path, _position(node.start_mark))
         kind, hint = _without_metadata(kind)
         if isinstance(kind, inspect.UnionType):
             return self._optional(node, kind, path)
@@ -246,12 +276,7 @@ class _Walk:
         found = [{(fault.path, fault.message): None for fault in rules(spec)} for spec in _stand_ins(value)]
         for path, message in found[0] if found else ():
             if all((path, message) in faults for faults in found):
-                self.faults.append(SpecFault(*self._nearest(path), _dotted(path), message))
-
-    def _nearest(self, path: FieldPath) -> tuple[int, int]:
-        return self._positions[
-            next(p for p in (path[:n] for n in range(len(path), -1, -1)) if p in self._positions)
-        ]
+                self.faults.append(SpecFault(*_nearest(self.positions, path), _dotted(path), message))
 
     def _optional(self, node: yaml.Node, kind: inspect.UnionType, path: FieldPath) -> Any:
         inner = next(part for part in kind.types if not isinstance(part, inspect.NoneType))
@@ -274,7 +299,7 @@ class _Walk:
                 self.fault(key, (*path, name), f"unknown field{_did_you_mean(name, fields)}")
                 continue
             # A list starts on the line after its name, and the name is where the eye looks.
-            self._positions[*path, name] = _position(
+            self.positions[*path, name] = _position(
                 (child if isinstance(child, yaml.ScalarNode) else key).start_mark
             )
             values[name] = self.value(child, fields[name].type, (*path, name))
@@ -321,6 +346,10 @@ class _Walk:
             else:
                 first[key.value] = key.start_mark.line + 1
                 yield key.value, key, child
+
+
+def _nearest(positions: Mapping[FieldPath, tuple[int, int]], path: FieldPath) -> tuple[int, int]:
+    return positions[next(p for p in (path[:n] for n in range(len(path), -1, -1)) if p in positions)]
 
 
 def _readable(value: Any) -> bool:
@@ -554,7 +583,8 @@ def _sections(fields: Mapping[str, Any]) -> list[str]:
     return found
 
 
-_SECTIONS = ("conclusion", "ramp", "allocation", "monitors")
+_SECTIONS = ("conclusion", "ramp", "allocation", "monitors", "layer")
+"""The rules of a holdout, an overlap and a champion speak of the whole file, so they need all of it."""
 
 
 def _listed(value: Any) -> tuple[Any, ...] | None:

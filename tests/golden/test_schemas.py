@@ -17,6 +17,7 @@ from stream_xp.domain.codec import RawRecord, decode_exposure, decode_reward
 from stream_xp.domain.dead_letter import DeadLetter
 from stream_xp.domain.decision import Result
 from stream_xp.domain.experiment import ExperimentRecord, ExperimentSpec, record_rules
+from stream_xp.domain.layers import Champion, Layer, Overlap
 from stream_xp.domain.rollout import Allocation, BurnIn, Conclusion, Monitors, Ramp, Stage
 from stream_xp.domain.statistics import ExperimentStatistics, PartitionStatistics, merge
 from stream_xp.services import schemas
@@ -147,7 +148,7 @@ def test_an_envelope_without_an_attribute_fits_no_schema(missing: str) -> None:
 def test_a_spec_of_the_future_fits_no_schema() -> None:
     spec = json.loads((GOLDEN / "experiment-spec.v1.json").read_bytes())
     with pytest.raises(ValidationError):
-        validator("experiment-spec").validate({**spec, "holdout": 0.05})
+        validator("experiment-spec").validate({**spec, "holdouts": 0.05})
 
 
 def test_the_sample_hashes_are_true() -> None:
@@ -162,6 +163,11 @@ def test_the_sample_hashes_are_true() -> None:
         raw = (GOLDEN / f"experiment.{example}.v1.json").read_bytes()
         moving = msgspec.json.decode(raw, type=ExperimentRecord)
         assert (moving.spec, moving.design_hash) == (spec, spec.design_hash())
+    for example, sample in (("search", "layer"), ("holdout", "holdout")):
+        spec = load_spec(EXAMPLES / f"many-experiments/{example}.yaml")
+        raw = (GOLDEN / f"experiment.{sample}.v1.json").read_bytes()
+        beside = msgspec.json.decode(raw, type=ExperimentRecord)
+        assert (beside.spec, beside.design_hash) == (spec, spec.design_hash())
     for sample, example in (("events", "api-canary"), ("products", "recommendations")):
         raw = (GOLDEN / f"statistics.{sample}.v1.json").read_bytes()
         spec = load_spec(EXAMPLES / example / "spec.yaml")
@@ -219,7 +225,7 @@ def test_the_files_in_the_documentation_are_valid() -> None:
 
 @pytest.mark.parametrize(
     "section",
-    [ExperimentSpec, Conclusion, Ramp, Stage, Allocation, BurnIn, Monitors],
+    [ExperimentSpec, Conclusion, Ramp, Stage, Allocation, BurnIn, Monitors, Layer, Overlap, Champion],
     ids=lambda one: one.__name__,
 )
 def test_the_documentation_names_every_field(section: type[msgspec.Struct]) -> None:
