@@ -37,6 +37,10 @@ COMMANDS: Final = {
     "reject": ("stream_xp.cli.operate:reject", "Refuse a proposed stop or ship."),
     "reset": ("stream_xp.cli.operate:reset", "Take back a stop, a ship or a proposal."),
     "set-stage": ("stream_xp.cli.operate:set_stage", "Move the ramp of an experiment to a stage."),
+    "overlap": (
+        "stream_xp.cli.overlap:overlap",
+        "Show which experiments share units, and whether they interact.",
+    ),
     "memo": ("stream_xp.cli.memo:memo", "Write the record of a decision: what was seen, and why."),
     "replay": ("stream_xp.cli.replay:replay", "Send a recorded file through a broker and the engine."),
     "oracle": (

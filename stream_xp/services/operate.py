@@ -19,11 +19,12 @@ import msgspec
 
 from stream_xp.adapters.topic_reader import TopicReader
 from stream_xp.adapters.topic_writer import TopicWriter
-from stream_xp.domain.decision import ConfigRecord, Result, RolloutStatus
-from stream_xp.domain.experiment import ExperimentRecord, Status
+from stream_xp.domain.decision import Action, ConfigRecord, Result, RolloutStatus
+from stream_xp.domain.experiment import ExperimentRecord, ExperimentSpec, Status
 from stream_xp.domain.operator import OperatorAction, Order, OrderSignal
 from stream_xp.engine.standing import Said, Standing, said, standing
 from stream_xp.errors import ConfigError
+from stream_xp.services.overlap import decisive_interactions
 from stream_xp.services.passed_over import PassedOver
 from stream_xp.services.publish import published
 from stream_xp.services.signal_records import readable
@@ -100,7 +101,8 @@ def place(settings: Settings, call: Call, *, now_ms: int, nonce: str) -> Placed:
             whoever repeats a request with its nonce orders once.
 
     Raises:
-        ConfigError: there is no such experiment, or the order could change nothing; nothing was written.
+        ConfigError: there is no such experiment, the order could change nothing, or it approves a ship that a
+            decisive interaction keeps back; nothing was written.
         DependencyError: a broker did not answer, or did not acknowledge the order.
     """
     record = _running(settings, call.experiment)
@@ -109,6 +111,8 @@ def place(settings: Settings, call: Call, *, now_ms: int, nonce: str) -> Placed:
     if order.data.monitors:
         _check_latched(settings, order.data)
     _check(record, records, order)
+    if call.action is OperatorAction.APPROVE:
+        _check_interactions(settings, record.spec, standing(record.spec, records))
     look = _look(settings, order) if call.action is OperatorAction.REJECT else 0
     with TopicWriter(settings) as writer:
         writer.send(settings.topic("signals"), key=call.experiment.encode(), value=msgspec.json.encode(order))
@@ -288,6 +292,18 @@ def _check_latched(settings: Settings, order: Order) -> None:
         raise ConfigError(
             f"{order.experiment}: reset: no monitor is latched, and without --monitors "
             "a stop, ship or proposal must be there to take back"
+        )
+
+
+def _check_interactions(settings: Settings, spec: ExperimentSpec, now: Standing) -> None:
+    """Refuse to approve a ship of an experiment that is proven to interact with one that its file calls decisive."""
+    if now.proposed is None or now.proposed.decision.action is not Action.SHIP:
+        return
+    others = decisive_interactions(settings, spec)
+    if others:
+        raise ConfigError(
+            f"{spec.experiment}: approve: it interacts with {', '.join(others)}, and its file says that this decides; "
+            "`stream-xp overlap` shows how. `stream-xp ship` overrides it"
         )
 
 

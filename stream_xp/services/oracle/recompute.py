@@ -195,9 +195,21 @@ def conclude(screening: Screening, *, partition: int) -> Recomputed:
 
 def members_of(screening: Screening, version: VersionKey) -> tuple[Mapping[str, Unit], Hits]:
     """Return the units of one experiment version and their rewards; changes nothing in `screening`."""
-    populations = _populations(screening.seen.copy(), screening.timeline)
-    hits = _attribute(screening.heard.copy(), populations, screening.timeline, screening.rules)
+    populations, hits = all_members(screening)
     return populations.get(version, {}), hits.get(version, {})
+
+
+def all_members(
+    screening: Screening,
+) -> tuple[Mapping[VersionKey, Mapping[str, Unit]], Mapping[VersionKey, Hits]]:
+    """Return the units of every experiment version, and their rewards; changes nothing in `screening`."""
+    populations = _populations(screening.seen.copy(), screening.timeline)
+    return populations, _attribute(screening.heard.copy(), populations, screening.timeline, screening.rules)
+
+
+def value_of(metric: Metric, hits: Hits, unit: str) -> int:
+    """Return the value of a unit in a metric, in steps; of a ratio, its numerator."""
+    return folded(metric.folds_by, _accepted(hits, Stream(metric, metric), unit))
 
 
 def statistics_of(screening: Screening, version: VersionKey) -> ExperimentStatistics:

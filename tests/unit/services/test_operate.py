@@ -161,6 +161,32 @@ def put(action: str, *, nonce: str = "n", **fields: Any) -> Placed:
 
 # --- what is refused ---------------------------------------------------------------------------------------
 
+
+@pytest.mark.parametrize(
+    ("action", "interacts", "refused"),
+    [(Action.SHIP, ["b", "c"], True), (Action.SHIP, [], False), (Action.STOP, ["b", "c"], False)],
+)
+def test_a_ship_that_a_decisive_interaction_keeps_back_is_not_approved(
+    topics: Topics, monkeypatch: pytest.MonkeyPatch, action: Action, interacts: list[str], refused: bool
+) -> None:
+    design = spec(overlap={"decisive": ["b", "c"]}, conclusion={"mode": "approve"})
+    topics.add("experiments", "exp", record(design))
+    topics.add("signals", "exp", decided("s1", action, proposed=True))
+    asked = []
+    monkeypatch.setattr(operate, "decisive_interactions", lambda settings, of: asked.append(of) or interacts)
+    if refused:
+        with pytest.raises(ConfigError, match="approve: it interacts with b, c, and its file says") as caught:
+            put("approve")
+        assert "`stream-xp ship` overrides it" in str(caught.value)
+        assert topics.orders == []
+        put("reject")
+        put("ship", nonce="by hand")
+    else:
+        put("approve")
+    assert asked == ([design] if action is Action.SHIP else [])
+    assert len(topics.orders) == (2 if refused else 1)
+
+
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "unknown experiment": (
         "stop",
