@@ -10,6 +10,7 @@ from typing import Annotated
 
 import msgspec
 
+from stream_xp.domain.ages import Ages, age_buckets, age_faults
 from stream_xp.domain.fields import (
     Duration,
     EventName,
@@ -58,6 +59,7 @@ _LATER_FIELDS = (
     "holdout",
     "program",
     "champion",
+    "ages",
 )
 """Fields of a spec that came after the first specs ran: where they are absent, the design is what it was."""
 
@@ -324,6 +326,7 @@ class ExperimentSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         holdout: true for a holdout: its slots are held out of a program, and it measures the program.
         program: the holdout that it keeps away from.
         champion: the arm that shipped before, and is the control here.
+        ages: metrics that are compared by the time since first exposure too; absent: none.
     """
 
     experiment: Key
@@ -356,6 +359,7 @@ class ExperimentSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     holdout: bool | None = None
     program: Key | None = None
     champion: Champion | None = None
+    ages: Ages | None = None
 
     @property
     def control(self) -> Arm:
@@ -392,6 +396,12 @@ class ExperimentSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             else tuple(f"{name}={value}" for value in (*self.segments.get(name, ()), OTHER))
         )
 
+    @property
+    def longest_window_ms(self) -> int:
+        """How long after its first exposure a unit's rewards can count."""
+        windows = [metric.window_ms for metric in self.metrics]
+        return max([*windows, *(bucket.until_ms for _, bucket in age_buckets(self))])
+
     def with_role(self, role: Role) -> tuple[Metric, ...]:
         """The metrics of one role, in the order of the file."""
         return tuple(metric for metric in self.metrics if metric.role is role)
@@ -426,7 +436,7 @@ def row_bytes(spec: ExperimentSpec) -> int:
     labels = [f"{name}={value}" for name, values in spec.segments.items() for value in (*values, OTHER)]
     segments, segment_bytes = 1 + len(labels), sum(len(label.encode()) for label in labels)
     arms, arm_bytes = len(spec.arms), sum(len(arm.key) for arm in spec.arms)
-    rows = [(0, _UNIT_DIGITS)] + [row for metric in spec.metrics for row in _rows(metric)]
+    rows = [(0, _UNIT_DIGITS), *(row for metric in spec.metrics for row in _rows(metric)), *_age_rows(spec)]
     keys = arms * segment_bytes + segments * arm_bytes
     return sum(keys + arms * segments * (key_bytes + _FRAME_BYTES + digits) for key_bytes, digits in rows)
 
@@ -451,6 +461,17 @@ def _rows(metric: Metric) -> list[tuple[int, int]]:
     return rows
 
 
+def _age_rows(spec: ExperimentSpec) -> list[tuple[int, int]]:
+    """The same of every bucket of age: sums of each, and products of the last one with the first."""
+    found = []
+    for metric, bucket in age_buckets(spec):
+        (_, digits), *_ = _rows(metric)
+        found.append((len(bucket.name(metric.key)), digits))
+        if spec.ages is not None and bucket.number == len(spec.ages.until):
+            found.append((len(bucket.name(metric.key)), 2 * digits))
+    return found
+
+
 def _bin_bytes(spec: ExperimentSpec) -> int:
     """Bytes of the histograms of one weight epoch, every bin filled."""
     bins = sum(metric.bins for metric in spec.metrics if metric.kind is MetricKind.LATENCY)
@@ -472,6 +493,7 @@ def rules(spec: ExperimentSpec) -> list[Fault]:
         *_runtime_faults(spec),
         *rollout_faults(spec),
         *layer_faults(spec),
+        *age_faults(spec),
     ]
 
 

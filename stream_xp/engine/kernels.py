@@ -90,6 +90,7 @@ METRIC = np.dtype(
         ("scale", "f8"),
         ("max_steps", "f8"),
         ("least", "f8"),
+        ("from_ms", "i8"),
         ("window_ms", "i8"),
         ("word", "i8"),
         ("kind", "i8"),
@@ -113,11 +114,12 @@ class Layout(NamedTuple):
     Attributes:
         slots: words of values per unit, segment cells, arms, the row of its covariate among the metrics (-1 if it
             has none), and where its rows in the other tables start.
-        metrics: of all slots in turn, each with its denominators and its covariate behind its metrics. `word` is
-            the place in a unit's values, `cells` where the cells of `words` words each begin in an epoch's block,
-            `stage` what it matures in, `other` the row of the second value of `PRODUCTS`, `counts_for` the row
-            that refusals are counted in.
-        stages: the distinct attribution windows of a slot, ascending; `stage_metric` lists what matures in each.
+        metrics: of all slots in turn, each with its denominators, buckets of age and covariate behind its metrics.
+            Rewards count from `from_ms` after t0 on, before `window_ms` after it. `word` is the place in a unit's
+            values, `cells` where the cells of `words` words each begin in an epoch's block, `stage` what it matures
+            in, `other` the row of the second value of `PRODUCTS`, `counts_for` the row that refusals are counted in.
+        stages: the distinct ends of windows and buckets of a slot, ascending; `stage_metric` lists what matures in
+            each.
         intervals: log times in which a slot is in force.
         dimensions: registered segments of a slot, with the first cell of each.
         epochs: weight epochs of a slot, with their base in the units and moments pools (in words).
@@ -868,7 +870,7 @@ def _attribute(layout, state, at, time_ms, cells):
         metric = layout.listeners[i].metric
         if (
             row < 0
-            or time_ms < _t0_ms(state, row)
+            or time_ms < _t0_ms(state, row) + layout.metrics[metric].from_ms
             or time_ms >= _t0_ms(state, row) + layout.metrics[metric].window_ms
         ):
             continue

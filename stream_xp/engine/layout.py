@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 
-from stream_xp.domain.experiment import Adjustment, Aggregation, ExperimentSpec, Metric, MetricKind
+from stream_xp.domain.ages import Bucket, age_buckets
+from stream_xp.domain.experiment import (
+    Adjustment,
+    Aggregation,
+    Denominator,
+    ExperimentSpec,
+    Metric,
+    MetricKind,
+)
 from stream_xp.engine import kernels
 from stream_xp.engine.registry import Registry, Slot, Stream, streams, used_covariate
 from stream_xp.errors import ConfigError
@@ -22,29 +31,38 @@ _AGGREGATIONS = {
 
 
 class Cells(NamedTuple):
-    """What a metric keeps for each (arm, segment) of a weight epoch.
+    """What a metric, or one of its buckets of age, keeps for each (arm, segment) of a weight epoch.
 
     Attributes:
+        name: what stands as the metric in the rows of statistics.
         kind: MOMENTS, PRODUCTS, EVENTS or HISTOGRAM of the kernels.
         words: int64 words per cell.
         start: words before the metric's first cell within the epoch's block.
     """
 
+    name: str
     kind: int
     words: int
     start: int
 
 
 def cells_of(spec: ExperimentSpec, cells: int) -> list[Cells]:
-    """The cells of each metric, in the order of the file, where a metric has `cells` of them in an epoch."""
-    found = []
-    start = 0
+    """The cells of each metric, in the order of the file, then of each bucket of age; each has `cells` in an epoch."""
+    sizes = []
     for metric in spec.metrics:
         kind = _cell_kind(metric)
         words = metric.bins if kind == kernels.HISTOGRAM else kernels.CELL_WORDS[kind]
-        found.append(Cells(kind, words, start))
-        start += words * cells
-    return found
+        sizes.append((metric.key, kind, words))
+    for metric, bucket in age_buckets(spec):
+        kind = kernels.PRODUCTS if _is_last(spec, bucket) else kernels.MOMENTS
+        sizes.append((bucket.name(metric.key), kind, kernels.CELL_WORDS[kind]))
+    starts = itertools.accumulate((words * cells for _, _, words in sizes), initial=0)
+    return [Cells(*size, start) for size, start in zip(sizes, starts, strict=False)]
+
+
+def _is_last(spec: ExperimentSpec, bucket: Bucket) -> bool:
+    """Whether it is the bucket that is compared with the first one."""
+    return spec.ages is not None and bucket.number == len(spec.ages.until)
 
 
 def _cell_kind(metric: Metric) -> int:
@@ -69,7 +87,7 @@ def epoch_words(slot: Slot) -> int:
 
 
 def metric_rows(spec: ExperimentSpec) -> int:
-    """Rows of a slot in `kernels.Layout.metrics`: metrics, denominators, covariate."""
+    """Rows of a slot in `kernels.Layout.metrics`: metrics, denominators, buckets of age, covariate."""
     return len(streams(spec)) + (used_covariate(spec) is not None)
 
 
@@ -197,6 +215,7 @@ class _MetricRow(NamedTuple):
     scale: float
     max_steps: float
     least: float
+    from_ms: int
     window_ms: int
     word: int
     kind: int
@@ -208,32 +227,43 @@ class _MetricRow(NamedTuple):
 
 
 def _stage_windows(spec: ExperimentSpec) -> list[int]:
-    """The attribution windows at whose end something matures, ascending."""
-    return sorted({metric.window_ms for metric in spec.metrics if not metric.at_once})
+    """The times after first exposure at which something matures, ascending: ends of windows and of buckets."""
+    windows = {metric.window_ms for metric in spec.metrics if not metric.at_once}
+    return sorted(windows | {bucket.until_ms for _, bucket in age_buckets(spec)})
 
 
 def _metric_rows(slot: Slot, first: int) -> list[_MetricRow]:
-    """The rows of a slot: metrics, then denominators, then the covariate; `first` is the place of the first one."""
+    """The rows of a slot: metrics, denominators, buckets of age, the covariate; `first` is the place of the first."""
     spec = slot.spec
     listed = streams(spec)
     leads = [metric.key for metric in spec.metrics]
-    denominators = {stream.metric.key: first + at for at, stream in enumerate(listed) if at >= len(leads)}
+    others = _second_values(listed, first)
     rows: list[_MetricRow] = []
     word = 0
     for stream in listed:
         row = _stream_row(stream, word)._replace(
-            other=denominators.get(stream.metric.key, first + len(listed)),
+            other=others.get((stream.metric.key, stream.bucket is None), first + len(listed)),
             counts_for=first + leads.index(stream.metric.key),
         )
         rows.append(row)
         word += kernels.VALUE_WIDTH[row.aggregation]
     windows = _stage_windows(spec)
-    for at, (metric, cells) in enumerate(zip(spec.metrics, cells_of(spec, epoch_cells(slot)), strict=True)):
-        stage = kernels.AT_ONCE if metric.at_once else windows.index(metric.window_ms)
+    counted = [at for at, stream in enumerate(listed) if not isinstance(stream.source, Denominator)]
+    for at, cells in zip(counted, cells_of(spec, epoch_cells(slot)), strict=True):
+        stage = kernels.AT_ONCE if listed[at].metric.at_once else windows.index(rows[at].window_ms)
         rows[at] = rows[at]._replace(kind=cells.kind, words=cells.words, cells=cells.start, stage=stage)
     if used_covariate(spec):
         rows.append(_COVARIATE._replace(word=word))
     return rows
+
+
+def _second_values(listed: list[Stream], first: int) -> dict[tuple[str, bool], int]:
+    """By metric, the row of the denominator (True), and of the youngest bucket of age (False)."""
+    return {
+        (stream.metric.key, stream.bucket is None): first + at
+        for at, stream in enumerate(listed)
+        if isinstance(stream.source, Denominator) or (stream.bucket is not None and stream.bucket.number == 1)
+    }
 
 
 def _stream_row(stream: Stream, word: int) -> _MetricRow:
@@ -243,7 +273,8 @@ def _stream_row(stream: Stream, word: int) -> _MetricRow:
         scale=stream.source.step,
         max_steps=stream.source.max_steps,
         least=stream.least,
-        window_ms=stream.metric.window_ms,
+        from_ms=0 if stream.bucket is None else stream.bucket.from_ms,
+        window_ms=stream.metric.window_ms if stream.bucket is None else stream.bucket.until_ms,
         word=word,
     )
 
@@ -253,6 +284,7 @@ _COVARIATE = _MetricRow(
     scale=1.0,
     max_steps=0.0,
     least=0.0,
+    from_ms=0,
     window_ms=0,
     word=0,
     kind=kernels.MOMENTS,

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from stream_xp.domain.ages import Bucket, age_buckets
 from stream_xp.domain.events import Exposure, Reward, epoch_ms
 from stream_xp.domain.experiment import (
     Adjustment,
@@ -72,15 +73,17 @@ class Interval:
 
 
 class Stream(NamedTuple):
-    """The rewards that make up one value of a unit: of a metric, or of the denominator of a ratio.
+    """The rewards that make up one value of a unit: of a metric, the denominator of a ratio, or a bucket of age.
 
     Attributes:
-        metric: its metric; a ratio has two streams.
+        metric: its metric; a ratio has two streams, and one in `ages` one more for each bucket.
         source: what says how its rewards are quantised and folded.
+        bucket: the span after the unit's first exposure in which they lie; None for the attribution window.
     """
 
     metric: Metric
     source: Metric | Denominator
+    bucket: Bucket | None = None
 
     @property
     def least(self) -> float:
@@ -89,9 +92,11 @@ class Stream(NamedTuple):
 
 
 def streams(spec: ExperimentSpec) -> list[Stream]:
-    """Every stream of an experiment: the metrics in the order of the file, then the denominators."""
-    return [Stream(metric, metric) for metric in spec.metrics] + [
-        Stream(metric, metric.denominator) for metric in spec.metrics if metric.denominator is not None
+    """Every stream of an experiment: the metrics in the order of the file, the denominators, the buckets of age."""
+    return [
+        *(Stream(metric, metric) for metric in spec.metrics),
+        *(Stream(metric, metric.denominator) for metric in spec.metrics if metric.denominator is not None),
+        *(Stream(metric, metric, bucket) for metric, bucket in age_buckets(spec)),
     ]
 
 
@@ -135,8 +140,8 @@ class Slot:
 
     @property
     def longest_window_ms(self) -> int:
-        """The longest attribution window of its metrics."""
-        return max(metric.window_ms for metric in self.spec.metrics)
+        """How long after its first exposure a unit's rewards can count."""
+        return self.spec.longest_window_ms
 
     def in_force(self, log_ms: int) -> Interval | None:
         """The interval that holds `log_ms`, if this version is in force then."""

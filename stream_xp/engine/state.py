@@ -341,12 +341,10 @@ class PartitionState:
         }
         for epoch, places in enumerate(self._arm_cells(slot)):
             base = self.pools.moments[slot.index, epoch]
-            for metric, (kind, words, start) in zip(
-                slot.spec.metrics, cells_of(slot.spec, len(places)), strict=True
-            ):
+            for name, kind, words, start in cells_of(slot.spec, len(places)):
                 first = base + start
                 cells = self.arrays["moments"][first : first + len(places) * words].reshape(-1, words)
-                keyed = [(metric.key, *place) for place in places]
+                keyed = [(name, *place) for place in places]
                 _READERS[kind](cells, keyed, tables)
         return tables
 

@@ -22,6 +22,7 @@ import msgspec
 import yaml
 from msgspec import inspect
 
+from stream_xp.domain.ages import Ages
 from stream_xp.domain.experiment import (
     Adjustment,
     Aggregation,
@@ -574,7 +575,7 @@ def _sections(fields: Mapping[str, Any]) -> list[str]:
     found = []
     for name in _SECTIONS:
         section = fields.get(name)
-        names_others = isinstance(section, Allocation)
+        names_others = isinstance(section, Allocation | Ages)
         named = metrics is not None and (
             not names_others or (_keyed(metrics) and _keyed(arms) and _readable(fields.get("segments", {})))
         )
@@ -583,7 +584,7 @@ def _sections(fields: Mapping[str, Any]) -> list[str]:
     return found
 
 
-_SECTIONS = ("conclusion", "ramp", "allocation", "monitors", "layer")
+_SECTIONS = ("conclusion", "ramp", "allocation", "monitors", "layer", "ages")
 """The rules of a holdout, an overlap and a champion speak of the whole file, so they need all of it."""
 
 

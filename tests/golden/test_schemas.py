@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from jsonschema import Draft202012Validator, FormatChecker, ValidationError
 
 from stream_xp.adapters.kafka_admin import topics_dir
+from stream_xp.domain.ages import Ages
 from stream_xp.domain.codec import RawRecord, decode_exposure, decode_reward
 from stream_xp.domain.dead_letter import DeadLetter
 from stream_xp.domain.decision import Result
@@ -218,14 +219,14 @@ def test_the_files_in_the_documentation_are_valid() -> None:
     """The first block is a file; those after it are what may be added to it."""
     text = (EXAMPLES.parent / "docs" / "experiment-file.md").read_text()
     whole, *added = [block.partition("```")[0] for block in text.split("```yaml\n")[1:]]
-    assert len(added) == 2
+    assert len(added) == 3
     for sections in ("", *added):
         parse_spec((whole + sections).encode(), "experiment-file.md")
 
 
 @pytest.mark.parametrize(
     "section",
-    [ExperimentSpec, Conclusion, Ramp, Stage, Allocation, BurnIn, Monitors, Layer, Overlap, Champion],
+    [ExperimentSpec, Conclusion, Ramp, Stage, Allocation, BurnIn, Monitors, Layer, Overlap, Champion, Ages],
     ids=lambda one: one.__name__,
 )
 def test_the_documentation_names_every_field(section: type[msgspec.Struct]) -> None:

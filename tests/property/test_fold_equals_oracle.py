@@ -117,6 +117,16 @@ def _record(spec, epochs=1, status=Status.ACTIVE, *, final=(), shift_ms=0):
 ONE, TWO, PLAIN_ONE = _spec("one", 1, RICH, SEGMENTS), _spec("one", 2, RICH), _spec("plain", 1, PLAIN)
 ALL_KINDS = _spec("kinds", 1, KINDS, SEGMENTS, covariate=COVARIATE)
 ONLY_ONCE = _spec("once", 1, ONCE)
+# Buckets inside the attribution window, across its end and after it; of each fold that has some.
+AGED = [
+    _metric("click", 60, kind="conversion", role="primary"),
+    _metric("spend", 30, kind="mean", role="secondary", event="order", scale=0.5, bound=60.0),
+    _metric("visited", 45, kind="count", role="secondary", event="visit", aggregation="sum"),
+    _metric("any", 90, kind="mean", role="secondary", event="order", bound=50.0, aggregation="any"),
+    _ratio("per_visit", 60, {"event": "visit", "bound": 5}),
+]
+AGES = {"metrics": ["visited", "click", "spend", "any"], "until": ["20ms", "45ms", "90ms", "110ms"]}
+OF_AGES = _spec("aged", 1, AGED, SEGMENTS, ages=AGES)
 HISTORIES = [
     [(900, "kinds", _record(ALL_KINDS)), (900, "once", _record(ONLY_ONCE))],
     [
@@ -137,6 +147,11 @@ HISTORIES = [
     [(900, "plain", _record(PLAIN_ONE)), (1060, "plain", _record(PLAIN_ONE, status=Status.ARCHIVED))],
     [],
     [
+        (900, "aged", _record(OF_AGES)),
+        (950, "plain", _record(PLAIN_ONE)),
+        (1060, "aged", _record(OF_AGES, epochs=3)),
+    ],
+    [
         (900, "plain", _record(PLAIN_ONE)),
         (900, "one", _record(ONE, epochs=2)),
         (1020, "plain", _record(PLAIN_ONE, epochs=3, final=[2])),
@@ -152,7 +167,9 @@ exposures = st.fixed_dictionaries(
     {
         "id": st.integers(0, 12).map(str),
         "time": times,
-        "experiment": st.sampled_from(["one", "one", "plain", "kinds", "kinds", "once", "nobody"]),
+        "experiment": st.sampled_from(
+            ["one", "one", "plain", "kinds", "kinds", "once", "aged", "aged", "nobody"]
+        ),
         "unit": units,
         "arm": st.sampled_from(["a", "b", "b", "c", "zz"]),
     },
@@ -199,7 +216,7 @@ rewards = st.fixed_dictionaries(
             ),
             st.floats(-120, 120, allow_nan=False),
         ),
-        "experiment": st.sampled_from(["one", "plain", "kinds", "once", "nobody"]),
+        "experiment": st.sampled_from(["one", "plain", "kinds", "once", "aged", "nobody"]),
     },
 )
 BAD = [b"{", b"", None, b'{"id":"1"}', b"[1]", b'{"id":"1","time":1e999,"unit":"u1"}']
@@ -362,7 +379,7 @@ def dense_traffic(seed, *, history=None):
             [0.0, 1, 0.015, -3.25, 5.0, 10.0, 51, 100.004, 100.01, 1e300, rng.uniform(-99, 99)]
         )
         if rng.random() < 0.1:
-            made["experiment"] = rng.choice(["one", "plain", "kinds", "once", "nobody"])
+            made["experiment"] = rng.choice(["one", "plain", "kinds", "once", "aged", "nobody"])
         return made
 
     def log(make, size):
@@ -653,3 +670,44 @@ def test_epochs_that_are_added_and_final_ones_equal_oracle(batch):
     wanted = [("plain", 0), ("plain", 1), ("plain", 2), ("kinds", 3), ("one", 1), ("one", 3), ("once", 2)]
     assert min(found[key] for key in wanted) > 5, found
     assert not any(found[key] for key in [("plain", 3), ("kinds", 2), ("kinds", 4), ("one", 2)]), found
+
+
+# Buckets of age alone: with epochs that are added, an end before the oldest bucket is over, and a second version.
+AGING = [
+    [(900, "aged", _record(OF_AGES)), (1060, "aged", _record(OF_AGES, epochs=3))],
+    [
+        (900, "aged", _record(OF_AGES, epochs=2)),
+        (950, "kinds", _record(ALL_KINDS)),
+        (1120, "aged", None),
+        (1150, "plain", _record(PLAIN_ONE)),
+    ],
+    [
+        (900, "aged", _record(OF_AGES)),
+        (1150, "aged", _record(_spec("aged", 2, AGED, ages={**AGES, "until": ["10ms", "20ms"]}))),
+    ],
+]
+
+
+@pytest.mark.parametrize("batch", range(6))
+def test_buckets_of_age_equal_oracle(batch):
+    rows, released, refused = Counter(), 0, 0
+    for seed in range(batch * 50, batch * 50 + 50):
+        traffic = dense_traffic(seed, history=AGING[seed % len(AGING)])
+        exposure_log, reward_log, history, schedule, clock_ms = traffic
+        state, letters = fold_all(exposure_log, reward_log, history, schedule, clock_ms=clock_ms)
+        found = oracle_of(exposure_log, reward_log, history, state)
+        assert_equal(state, found)
+        assert {(letter.topic, letter.offset): letter.reason for letter in letters} == found.dead_letters
+        for slot in state.registry.slots:
+            statistics = state.statistics(slot)
+            refused += statistics.out_of_range.get("spend", 0) if slot.experiment == "aged" else 0
+            for table in (statistics.moments, statistics.products):
+                rows.update((type(row).__name__, row.metric) for row in table if "@" in row.metric)
+        tallies = state.arrays["tallies"]
+        released += int((tallies["units"] - tallies["rows"]).sum())
+    buckets = {f"{key}@age{number}" for key in AGES["metrics"] for number in range(1, 5)}
+    wanted = {("MetricMoments", name) for name in buckets}
+    wanted |= {("MetricProducts", name) for name in buckets if name.endswith(("age2", "age4"))}
+    assert set(rows) == wanted
+    assert min(rows.values()) > 20, rows
+    assert min(released, refused) > 20

@@ -172,7 +172,7 @@ class _Run:
     def _complete_ms(self) -> int:
         """Return the watermark at which every unit is mature."""
         scenario = self._world.traffic.scenario
-        windows = (metric.window_ms for traffic in scenario.experiments for metric in traffic.spec.metrics)
+        windows = (traffic.spec.longest_window_ms for traffic in scenario.experiments)
         return self._start_ms + scenario.duration_ms + max(windows) + scenario.allowed_lateness_ms
 
     def _step(self, phase: str, worker: WorkerThread, tail: Tail, generator: LoadGenerator) -> None:

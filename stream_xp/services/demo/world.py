@@ -127,7 +127,7 @@ def score(seed: int, *, duration_s: float = DURATION_S) -> tuple[Scored, ...]:
 
 def _scored(world: World, traffic: ExperimentTraffic) -> Scored:
     experiment, record = traffic.spec.experiment, traffic.record(START_MS)
-    last_ms = world.traffic.last_send_ms + _longest_window_ms(traffic.spec) + ALLOWED_LATENESS_MS
+    last_ms = world.traffic.last_send_ms + traffic.spec.longest_window_ms + ALLOWED_LATENESS_MS
     marks = range(0, last_ms + LOOK_MS, LOOK_MS)
     looks = [
         (mark, statistics)
@@ -149,10 +149,6 @@ def _scored(world: World, traffic: ExperimentTraffic) -> Scored:
             break
     signal = None if decided_ms is None else decision
     return Scored(experiment, decision, decided_ms, is_right(world.expected[experiment], signal, decided_ms))
-
-
-def _longest_window_ms(spec: ExperimentSpec) -> int:
-    return max(metric.window_ms for metric in spec.metrics)
 
 
 def _scenario(duration_ms: int, onset_ms: int) -> Scenario:

@@ -20,7 +20,9 @@ from stream_xp.services.oracle.recompute import (
     Lateness,
     Screened,
     Screening,
+    StreamName,
     VersionKey,
+    aged,
     bounded,
     members_of,
     statistics_of,
@@ -189,8 +191,10 @@ class Search:
         self._case = case
         self._cut = case.cut(case.end)
         self._experiment = case.version[0]
-        metrics = case.screening.timeline.designs[case.version].metrics
-        self._metrics = {metric.key: {one.fields.listens_to for one in streams(metric)} for metric in metrics}
+        design = case.screening.timeline.designs[case.version]
+        self._metrics = {
+            metric.key: {one.fields.listens_to for one in streams(metric)} for metric in design.metrics
+        } | {one.name[1]: {metric.listens_to} for metric in design.metrics for one in aged(design, metric)}
         own = statistics_of(self._cut, case.version)
         self._wanted = minus(cells(case.published), cells(own))
         self._at_bound = bool(case.published.over_limit or own.over_limit)
@@ -466,11 +470,18 @@ def contributors(case: Case, mismatch: Mismatch, *, since: Cut | None = None) ->
     exposures = [one.offset for one in cut.seen.admitted if _in_units(cut, one, inside, case.version)]
     rewards = {
         hit.offset
-        for ((metric, _), name), of_unit in hits.items()
-        if name in inside and mismatch.metric in (None, metric) and mismatch.what != "units"
+        for (stream, name), of_unit in hits.items()
+        if name in inside and _counts_in(mismatch, stream)
         for hit in of_unit
     }
     return _listed(exposures, rewards, since)
+
+
+def _counts_in(mismatch: Mismatch, stream: StreamName) -> bool:
+    """Whether rewards of the stream take part in the value; those of a bucket of age have rows of their own."""
+    metric, which = stream
+    rows = metric if which in ("numerator", "denominator") or mismatch.what == "out_of_range" else which
+    return mismatch.metric in (None, rows) and mismatch.what != "units"
 
 
 def _in_units(screening: Screening, one: Admitted[Any], units: Collection[str], version: VersionKey) -> bool:

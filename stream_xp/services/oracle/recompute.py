@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Generic, NamedTuple, TypeAlias, TypeVar
 
+from stream_xp.domain.ages import Bucket
 from stream_xp.domain.codec import Headers, Limits, RawRecord, decode_exposure, decode_reward
 from stream_xp.domain.events import Exposure, Reward, epoch_ms
 from stream_xp.domain.experiment import (
@@ -42,6 +43,7 @@ OTHER = "other"
 """The segment value of units whose value is missing or not registered."""
 
 VersionKey: TypeAlias = tuple[str, int]
+StreamName: TypeAlias = tuple[str, str]
 Event = TypeVar("Event", Exposure, Reward)
 
 
@@ -231,21 +233,38 @@ def log_times(timestamps_ms: Sequence[int]) -> list[int]:
 
 
 class Stream(NamedTuple):
-    """What folds rewards into one value of a unit: a metric's own fields, or its denominator's."""
+    """What folds rewards into one value of a unit: a metric's own fields, its denominator's, or a bucket of age."""
 
     metric: Metric
     fields: Metric | Denominator
+    bucket: Bucket | None = None
 
     @property
-    def name(self) -> tuple[str, bool]:
-        """The metric's key, and whether it is the denominator."""
-        return self.metric.key, self.fields is not self.metric
+    def name(self) -> StreamName:
+        """The metric's key, and which of its streams it is; of a bucket, the name of its rows."""
+        if self.bucket is not None:
+            return self.metric.key, self.bucket.name(self.metric.key)
+        return self.metric.key, "numerator" if self.fields is self.metric else "denominator"
+
+    def holds(self, age_ms: int) -> bool:
+        """Whether a reward that came this long after the unit's first exposure is one of this stream."""
+        if self.bucket is not None:
+            return self.bucket.from_ms <= age_ms < self.bucket.until_ms
+        return 0 <= age_ms < self.metric.window_ms
 
 
 def streams(metric: Metric) -> list[Stream]:
     """Return the one stream of a metric, or the two of a ratio: numerator, denominator."""
     own = [Stream(metric, metric)]
     return own if metric.denominator is None else [*own, Stream(metric, metric.denominator)]
+
+
+def aged(design: ExperimentSpec, metric: Metric) -> list[Stream]:
+    """Return a stream for each bucket of age of a metric, youngest first; none where it has none."""
+    ages = design.ages
+    if ages is None or metric.key not in ages.metrics:
+        return []
+    return [Stream(metric, metric, bucket) for bucket in ages.buckets]
 
 
 class _Listener(NamedTuple):
@@ -267,7 +286,7 @@ class _Era:
             if record is not None:
                 version = (experiment, record.spec.version)
                 for metric in designs[version].metrics:
-                    for stream in streams(metric):
+                    for stream in (*streams(metric), *aged(designs[version], metric)):
                         self._listeners[stream.fields.listens_to].append(_Listener(version, stream))
 
     def listeners(self, reward: Reward) -> list[_Listener]:
@@ -583,7 +602,7 @@ class Hit(NamedTuple):
     steps: int | None
 
 
-Hits: TypeAlias = dict[tuple[tuple[str, bool], str], list[Hit]]
+Hits: TypeAlias = dict[tuple[StreamName, str], list[Hit]]
 """By the stream's name and the unit."""
 
 
@@ -602,7 +621,7 @@ def _attribute(
         heard.fates[one.offset] = Fate.UNATTRIBUTED
         for version, stream in timeline.at(one.log_ms).listeners(one.event):
             unit = populations.get(version, {}).get(one.event.unit)
-            if unit is not None and unit.t0_ms <= one.event_ms < unit.t0_ms + stream.metric.window_ms:
+            if unit is not None and stream.holds(one.event_ms - unit.t0_ms):
                 heard.fates[one.offset] = Fate.COUNTED
                 steps = quantised(stream, one.event.value)
                 hits[version][stream.name, one.event.unit].append(Hit(one.event_ms, one.offset, steps))
@@ -639,6 +658,7 @@ def _statistics(
         mature = {name for name, unit in clean.items() if rules.mature(unit.t0_ms + metric.window_ms)}
         for name in clean if metric.folds_by is Aggregation.FIRST else mature:
             tables.enter(metric, clean[name], [_accepted(hits, one, name) for one in streams(metric)])
+        _enter_ages(tables, aged(design, metric), clean, hits, rules)
     return build(
         units=units,
         moments=tables.moments,
@@ -650,6 +670,25 @@ def _statistics(
         out_of_range=_out_of_range(hits),
         over_limit=over_limit,
     )
+
+
+def _enter_ages(
+    tables: _Tables, buckets: Sequence[Stream], clean: Mapping[str, Unit], hits: Hits, rules: Lateness
+) -> None:
+    """Let the units whose bucket is over into each bucket of a metric; beside the last one stands the first."""
+    for stream in buckets:
+        assert stream.bucket is not None  # noqa: S101 (only buckets come here)
+        name = stream.bucket.name(stream.metric.key)
+        for key, unit in clean.items():
+            if rules.mature(unit.t0_ms + stream.bucket.until_ms):
+                y, x = (
+                    folded(one.fields.folds_by, _accepted(hits, one, key)) for one in (stream, buckets[0])
+                )
+                for segment in unit.segments:
+                    row = (name, unit.arm, unit.epoch, segment)
+                    _add(tables.moments, row, (1, y, y * y))
+                    if stream is buckets[-1]:
+                        _add(tables.products, row, (x, x * x, x * y))
 
 
 class _Tables:

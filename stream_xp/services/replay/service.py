@@ -155,7 +155,7 @@ def _sizes(seed: int) -> Iterator[int]:
 
 def _complete_ms(spec: ExperimentSpec, settings: Settings, last_ms: int) -> int:
     """Return the watermark at which every unit is mature."""
-    return last_ms + max(metric.window_ms for metric in spec.metrics) + settings.allowed_lateness_ms
+    return last_ms + spec.longest_window_ms + settings.allowed_lateness_ms
 
 
 def _spec_record(spec: ExperimentSpec, settings: Settings, *, first_ms: int) -> Event:
