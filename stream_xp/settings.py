@@ -46,6 +46,7 @@ Count = Annotated[int, Meta(ge=1, le=10_000)]
 Interval = Annotated[int, Meta(ge=1, le=3_600_000)]
 Duration = Annotated[int, Meta(ge=0, le=31_536_000_000)]
 TopicPrefix = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]*$", max_length=100)]
+Host = Annotated[str, Meta(pattern=r"^[A-Za-z0-9.:-]+$", max_length=255)]
 Identifier = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]+$", max_length=200)]
 
 
@@ -194,6 +195,9 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         activation_delay_ms: append time from which a changed experiment governs, after its own append time.
         idle_grace_ms: how long a quiet partition holds the watermark back.
         session_timeout_ms: how long a silent worker keeps its partitions.
+        metrics_host: address at which a worker serves its metrics.
+        metrics_port: port at which a worker serves its metrics; 0 for any that is free, None for no metrics.
+        metrics_max_series: series of experiments that a worker serves; the experiments beyond are added up.
         security: how the client and the brokers trust each other.
     """
 
@@ -214,6 +218,9 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     activation_delay_ms: Duration = 5_000
     idle_grace_ms: Duration = 2_000
     session_timeout_ms: Annotated[int, Meta(ge=1_000, le=10_000)] = 10_000
+    metrics_host: Host = "127.0.0.1"
+    metrics_port: Annotated[int, Meta(ge=0, le=65_535)] | None = None
+    metrics_max_series: Annotated[int, Meta(ge=0, le=1_000_000)] = 20_000
     security: KafkaSecurity = KafkaSecurity()
 
     def __post_init__(self) -> None:

@@ -39,6 +39,8 @@ _SETTING_HELP: Final = {
     "activation_delay_ms": ("MS", "Append time from which a spec governs, after its own append time."),
     "future_tolerance_ms": ("MS", "Event time minus append time over which an event is dead-lettered."),
     "max_record_bytes": ("BYTES", "Longest record that is decoded."),
+    "metrics_host": ("HOST", "Where metrics are served."),
+    "metrics_port": ("PORT", "Port at which metrics are served; 0 for any that is free."),
     "idle_grace_ms": ("MS", "How long a quiet partition holds the watermark back."),
 }
 

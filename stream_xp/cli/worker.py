@@ -14,10 +14,21 @@ from stream_xp.settings import Settings
     epilog=examples(
         "stream-xp worker --bootstrap kafka-1:9092",
         "stream-xp worker --roles ingest",
+        "stream-xp worker --metrics-port 9464",
         "STREAM_XP_ALLOWED_LATENESS_MS=10000 stream-xp worker",
     ),
 )
-@with_settings("bootstrap", "broker", "prefix", "partitions", "replication", "group_id", "roles")
+@with_settings(
+    "bootstrap",
+    "broker",
+    "prefix",
+    "partitions",
+    "replication",
+    "group_id",
+    "roles",
+    "metrics_host",
+    "metrics_port",
+)
 @click.option(
     "--log-level",
     type=click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"]),

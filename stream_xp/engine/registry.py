@@ -276,6 +276,11 @@ class Registry:
         )
         return msgspec.structs.replace(entry, record=shared)
 
+    def unarchived(self) -> list[ExperimentRecord]:
+        """The newest record of each experiment that is not archived, in order of registration."""
+        newest = [timeline[-1] for timeline in self._timelines.values()]
+        return [entry.record for entry in newest if entry.record is not None and entry.active]
+
     def slot(self, experiment: str, version: int) -> Slot:
         """The slot of a version that is known."""
         return self._by_version[experiment, version]

@@ -16,6 +16,7 @@ import asyncio
 import dataclasses
 import datetime as dt
 import hashlib
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias, TypeVar
@@ -50,9 +51,11 @@ from stream_xp.domain.statistics import (
     add_outcomes,
     merge,
 )
+from stream_xp.domain.telemetry import ExperimentReport, Telemetry
 from stream_xp.engine.columns import Block
 from stream_xp.engine.conclusion import guarantee, looked
 from stream_xp.engine.evaluate import Evaluation, evaluate_all
+from stream_xp.engine.latches import Latches, decision_state, latches
 from stream_xp.engine.monitors import Beside, with_monitors
 from stream_xp.engine.registry import FOREVER
 from stream_xp.engine.stalls import DataTime
@@ -171,6 +174,7 @@ class Decide:
     Args:
         partitions: number of partitions per topic name.
         allocator: the policies of weights.
+        telemetry: who is told how it goes.
     """
 
     def __init__(
@@ -182,8 +186,10 @@ class Decide:
         clock: Clock,
         partitions: dict[str, int],
         allocator: Allocator = weights_by_policy,
+        telemetry: Telemetry | None = None,
     ) -> None:
         self._settings = settings
+        self._telemetry = telemetry or Telemetry()
         self._experiments = experiments
         self._writer = writer
         self._clock = clock
@@ -200,6 +206,7 @@ class Decide:
         self._looks: dict[_Version, int] = {}
         self._taken: dict[_Version, tuple[LookTaken, ...]] = {}
         self._monitors: dict[_Version, tuple[MonitorResult, ...]] = {}
+        self._latches: dict[str, Latches] = {}
         self._lock = asyncio.Lock()
         self._hearing = asyncio.Lock()
         self._heard: dict[str, Callable[[bytes], None]] = {
@@ -264,11 +271,13 @@ class Decide:
     async def evaluate(self) -> None:
         """Evaluate every experiment of which something changed, or whose data have become too old."""
         async with self._lock:
-            now_ms = self._clock.now_ms()
+            began_s, now_ms = time.perf_counter(), self._clock.now_ms()
             changed = [watched for watched in self._watched.values() if watched.is_due(now_ms)]
             for start in range(0, len(changed), _EVALUATED_TOGETHER):
                 await self._evaluate(changed[start : start + _EVALUATED_TOGETHER])
             await self._restore()
+            took_s, now_ms = time.perf_counter() - began_s, self._clock.now_ms()
+            self._telemetry.evaluated(took_s=took_s, at_ms=now_ms, experiments=len(self._watched))
 
     async def drop(self) -> None:
         """Forget everything: another worker may decide now. All of it is on the topics.
@@ -280,6 +289,8 @@ class Decide:
             self._primed.clear()
             self._epochs.clear()
             self._restored_ms.clear()
+            self._latches.clear()
+            self._telemetry.experiments_left()
 
     def _take(self, values: Iterable[bytes | None]) -> None:
         for value in values:
@@ -305,7 +316,19 @@ class Decide:
         await self._send_signals([one for one in conclusions if one.is_news])
         await self._follow_up(looks)
         results = [self._shown(one) for one in conclusions]
+        self._report(conclusions, results)
         await self._write("results", [(result.experiment, result) for result in results])
+
+    def _report(self, conclusions: Sequence[_Conclusion], results: Sequence[Result]) -> None:
+        """Tell what stands on the topics of signals by now."""
+        reports = []
+        for one, result in zip(conclusions, results, strict=True):
+            known = self._standing(one.look.record)
+            held = latches(result, known, self._latches.get(result.experiment))
+            self._latches[result.experiment] = held
+            state = decision_state(result, known)
+            reports.append(ExperimentReport(result, state, held.breached, held.mismatch))
+        self._telemetry.experiments_evaluated(reports)
 
     async def _write(self, topic: str, records: Sequence[tuple[str, msgspec.Struct]]) -> None:
         """Send records in order, each under its key, and wait until the broker has all of them."""
@@ -433,6 +456,12 @@ class Decide:
             return
         signals = [self._signal(one) for one in news]
         await self._write("signals", [(signal.subject, signal) for signal in signals])
+        for one in news:
+            self._telemetry.decided(
+                one.result.decision.action,
+                at_ms=one.result.evaluated_ms,
+                first_exposure_ms=one.look.statistics.first_exposure_ms,
+            )
         for signal in signals:
             log.info(
                 "decision",

@@ -21,13 +21,21 @@ from stream_xp.adapters.kafka_log import LogRecord, LogWriter, log_starts, read_
 from stream_xp.domain.codec import Limits
 from stream_xp.domain.dead_letter import DeadLetter, dead_letter_key
 from stream_xp.domain.statistics import PartitionStatistics, Rules
-from stream_xp.engine.columns import Block, exposure_columns, reward_columns
+from stream_xp.domain.telemetry import Telemetry
+from stream_xp.engine.columns import (
+    Block,
+    ExposureColumns,
+    RewardColumns,
+    exposure_columns,
+    reward_columns,
+)
 from stream_xp.engine.kernels import NEVER
 from stream_xp.engine.registry import Registry, Slot
 from stream_xp.engine.snapshot import Restoration
 from stream_xp.engine.snapshot_log import KeyedRecord, SnapshotReader, SnapshotWriter, WholeSnapshot
 from stream_xp.engine.state import EXPOSURES, REWARDS, PartitionState
 from stream_xp.errors import DependencyError, StateError
+from stream_xp.services.block_report import block_report, partition_report
 from stream_xp.services.experiments import Experiments
 from stream_xp.services.partitioning import partition_of
 from stream_xp.settings import Settings
@@ -89,6 +97,7 @@ class PartitionTask:
         self.flushes = 0
         self.snapshot_at: tuple[int, int] | None = None
         self.snapshot_watermark_ms: int | None = None
+        self.covered_ms: int | None = None
         self.next_snapshot = 0.0
         self.snapshot_work_s = 0.0
         self.sought: dict[str, Sought] = {}
@@ -112,6 +121,7 @@ class Ingest:
         experiments: specs in force, followed from their topic.
         source: where blocks come from, for seeking and committing.
         writer: where snapshots, statistics and dead letters go.
+        telemetry: who is told how it goes.
     """
 
     def __init__(
@@ -123,8 +133,10 @@ class Ingest:
         writer: LogWriter,
         clock: Clock,
         stats_partitions: int,
+        telemetry: Telemetry | None = None,
     ) -> None:
         self._settings = settings
+        self._telemetry = telemetry or Telemetry()
         self._experiments = experiments
         self._source = source
         self._writer = writer
@@ -177,6 +189,7 @@ class Ingest:
 
     async def flush(self) -> None:
         """Publish what changed, and write the snapshots that are due."""
+        began_s = _elapsed_s()
         for task in list(self._tasks.values()):
             async with task.lock:
                 if self._owns(task):
@@ -184,6 +197,21 @@ class Ingest:
                     self._advance_quiet(task)
                     await self._publish(task)
                     await self._snapshot_if_due(task)
+                    self._report(task)
+        self._telemetry.flushed(took_s=_elapsed_s() - began_s, at_ms=self._clock.now_ms())
+
+    def _report(self, task: PartitionTask) -> None:
+        """Tell how the partition stands, unless it left meanwhile."""
+        if not self._owns(task):
+            return
+        if task.snapshot_at == task.position():
+            task.covered_ms = self._clock.now_ms()
+        following = {topic: task.next_offset(topic) for topic in (EXPOSURES, REWARDS)}
+        ends = {topic: self._source.end(name, task.state.partition) for name, topic in self._topics.items()}
+        known = {topic: end[0] for topic, end in ends.items() if end is not None}
+        self._telemetry.partition_flushed(
+            partition_report(task.state, following=following, ends=known, covered_ms=task.covered_ms)
+        )
 
     async def close(self) -> None:
         """Publish and snapshot everything, then let go of all partitions."""
@@ -202,6 +230,7 @@ class Ingest:
             left: whether the partitions leave with it; blocks of them that are still held are then not looked at.
         """
         self._tasks.clear()
+        self._telemetry.partitions_left()
         self._drops += 1
         if left:
             self._left_ns = time.monotonic_ns()
@@ -216,12 +245,14 @@ class Ingest:
         state = task.state
         floor_ms = state.log_ms(topic)
         registry = self._experiments.registry
+        columns: ExposureColumns | RewardColumns
         if topic == EXPOSURES:
-            exposures, letters = exposure_columns(block, registry, floor_ms=floor_ms, limits=self._limits)
-            state.apply_exposures(exposures, next_offset=block.next_offset)
+            columns, letters = exposure_columns(block, registry, floor_ms=floor_ms, limits=self._limits)
+            state.apply_exposures(columns, next_offset=block.next_offset)
         else:
-            rewards, letters = reward_columns(block, registry, floor_ms=floor_ms, limits=self._limits)
-            state.apply_rewards(rewards, next_offset=block.next_offset)
+            columns, letters = reward_columns(block, registry, floor_ms=floor_ms, limits=self._limits)
+            state.apply_rewards(columns, next_offset=block.next_offset)
+        self._telemetry.block_applied(block_report(topic, columns, letters, registry))
         self.records += len(block.offsets)
         task.sought.pop(topic, None)
         for letter in letters:
@@ -268,6 +299,7 @@ class Ingest:
         if sought is not None and sought.found == found:
             raise StateError(f"{name} {partition}: asked for offset {wanted} twice and got {found}")
         self.holes += 1
+        self._telemetry.hole_found(topic)
         log.warning("hole", topic=name, partition=partition, wanted=wanted, found=found)
         await self._source.seek(name, partition, wanted)
         task.sought[topic] = Sought(found, time.monotonic_ns())
@@ -427,7 +459,7 @@ class Ingest:
 
     async def _snapshot(self, task: PartitionTask) -> None:
         """Write a snapshot; when it and all dead letters before it are durable, let the offsets be committed."""
-        position, watermark_ms = task.position(), task.state.watermark_ms
+        position, watermark_ms, snapshot_s = task.position(), task.state.watermark_ms, _elapsed_s()
         snapshot = task.snapshots.begin(task.state)
         await self._writer.durable(task.dead_letters, self._settings.topic("deadletter"))
         task.dead_letters.clear()
@@ -438,6 +470,7 @@ class Ingest:
         task.snapshot_work_s = work_s if task.snapshots.number else 0.0
         task.snapshots.commit(snapshot)
         task.snapshot_at, task.snapshot_watermark_ms = position, watermark_ms
+        self._telemetry.snapshot_written(took_s=_elapsed_s() - snapshot_s)
         if not self._owns(task):
             # The partition left while this was written. What stands there is true; who owns it now commits.
             return

@@ -24,6 +24,7 @@ from stream_xp.adapters.clock import Clock, WallClock
 from stream_xp.adapters.faust_transport import FaustSource, create_app
 from stream_xp.adapters.kafka_admin import Topic
 from stream_xp.adapters.kafka_log import LogWriter
+from stream_xp.adapters.prometheus import Metrics, MetricsServer
 from stream_xp.engine.columns import Block
 from stream_xp.engine.state import EXPOSURES, REWARDS
 from stream_xp.engine.warm_up import warm_up
@@ -31,6 +32,7 @@ from stream_xp.errors import ConfigError, DependencyError
 from stream_xp.services.decide import Decide
 from stream_xp.services.experiments import Experiments
 from stream_xp.services.ingest import Ingest
+from stream_xp.services.partitioning import partition_of
 from stream_xp.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -38,6 +40,7 @@ log = structlog.get_logger(__name__)
 _EVALUATE_S = 0.1
 _WATCH_S = 0.5
 _TOPICS_S = 60.0
+_METRICS_S = 0.5
 _CLOSE_S = 3.0
 _STOP_S = 1.0
 _EXIT_S = 4.5
@@ -71,6 +74,15 @@ class Worker:
         self._tasks: list[asyncio.Task[None]] = []
         self.experiments = Experiments(settings)
         self.writer = LogWriter(settings)
+        self.metrics = Metrics(
+            settings.roles,
+            source_partitions=settings.partitions,
+            max_series=settings.metrics_max_series,
+        )
+        self.metrics_port: int | None = None
+        self._metrics_server: MetricsServer | None = None
+        self._metrics_of: tuple[int, frozenset[int]] | None = None
+        self._decided_partitions: frozenset[int] = frozenset()
         roles = {EXPOSURES, REWARDS} if "ingest" in settings.roles else set()
         self._sources = {settings.topic(name) for name in roles}
         self._stats = {settings.topic("stats")} if "decide" in settings.roles else set()
@@ -82,6 +94,7 @@ class Worker:
             writer=self.writer,
             clock=self.clock,
             stats_partitions=self._partitions["stats"],
+            telemetry=self.metrics,
         )
         self.decide = Decide(
             settings,
@@ -89,6 +102,7 @@ class Worker:
             writer=self.writer,
             clock=self.clock,
             partitions=self._partitions,
+            telemetry=self.metrics,
         )
 
     async def start(self) -> None:
@@ -97,6 +111,7 @@ class Worker:
             await asyncio.to_thread(self._require_topics)
         # Compiling inside a rebalance would take longer than the session timeout.
         await _in_daemon_thread(warm_up)
+        self._serve_metrics()
         await self.writer.start()
         await self.experiments.start()
         self._host("ingest", self._sources, self.ingest.on_block)
@@ -107,6 +122,7 @@ class Worker:
         await self.app.start()
         self._run(self.experiments.follow())
         self._run(self._every(_WATCH_S, self._watch_app))
+        self._run(self._every(_METRICS_S, self._name_experiments))
         if self._sources:
             self._run(self._every(self.settings.flush_interval_ms / 1000, self.ingest.flush))
         if self._stats:
@@ -115,6 +131,25 @@ class Worker:
         if self.settings.broker == "apache":
             self._run(self._every(_TOPICS_S, self._watch_topics))
         log.info("worker started", roles=self.settings.roles, bootstrap=self.settings.bootstrap)
+
+    def _serve_metrics(self) -> None:
+        if self.settings.metrics_port is not None:
+            self._metrics_server = MetricsServer(
+                self.metrics.registry, host=self.settings.metrics_host, port=self.settings.metrics_port
+            )
+            self.metrics_port = self._metrics_server.port
+            log.info("metrics served", host=self.settings.metrics_host, port=self.metrics_port)
+
+    async def _name_experiments(self) -> None:
+        """Have metrics of the experiments that are there now, and of no others."""
+        registry, partitions = self.experiments.registry, self._decided_partitions
+        if self._metrics_of == (registry.generation, partitions):
+            return
+        self._metrics_of = (registry.generation, partitions)
+        records = registry.unarchived()
+        keys = [record.spec.experiment for record in records]
+        owned = [key for key in keys if partition_of(key, self._partitions["stats"]) in partitions]
+        self.metrics.registered(records, owned=owned)
 
     def _require_topics(self) -> None:
         with kafka_admin.connect(self.settings) as client:
@@ -139,6 +174,8 @@ class Worker:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         parts = (self.app, self.experiments, self.decide, self.writer)
         await asyncio.gather(*(_within(part.stop(), _STOP_S) for part in parts))
+        if self._metrics_server is not None:
+            self._metrics_server.stop()
 
     async def _close(self) -> None:
         # The last evaluation begins when the one under way has ended: a decision is never given up half-way.
@@ -174,6 +211,7 @@ class Worker:
             # Not an error of state: what was not written is folded again from the log by the next owner.
             log.warning("partitions revoked before their state was written", error=str(error))
             self.ingest.drop()
+        self._decided_partitions = frozenset()
         await _in_time(self.decide.drop(), _CLOSE_S, "finish an evaluation")
 
     async def _on_assigned(self, app: Any, assigned: set[Any], **kwargs: Any) -> None:  # noqa: ARG002 (Faust's signal)
@@ -183,6 +221,9 @@ class Worker:
         partitions = {tp.partition for tp in assigned if tp.topic in self._sources}
         log.info("partitions assigned", partitions=sorted(partitions))
         await self._guarded(self._forget())
+        stats = self.settings.topic("stats")
+        self._decided_partitions = frozenset(tp.partition for tp in assigned if tp.topic == stats)
+        self._metrics_of = None
         self._run(self.ingest.load(partitions))
 
     async def _forget(self) -> None:

@@ -304,3 +304,11 @@ def test_no_command_takes_a_secret_as_an_argument() -> None:
         command = main.get_command(click.Context(main), name)
         assert command is not None
         assert not [option for option in options(command) if "password" in option or "secret" in option]
+
+
+def test_metrics_are_served_only_where_told_and_then_on_loopback() -> None:
+    assert (Settings().metrics_port, Settings().metrics_host) == (None, "127.0.0.1")
+    told = Settings.load({"STREAM_XP_METRICS_PORT": "9464", "STREAM_XP_METRICS_HOST": "0.0.0.0"})
+    assert (told.metrics_port, told.metrics_host) == (9464, "0.0.0.0")
+    assert "STREAM_XP_METRICS_PORT: Expected `int` <= 65535" in refusal({"STREAM_XP_METRICS_PORT": "70000"})
+    assert "STREAM_XP_METRICS_HOST: Expected" in refusal({"STREAM_XP_METRICS_HOST": "a b"})
