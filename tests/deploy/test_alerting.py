@@ -1,0 +1,349 @@
+"""From a harmful event to an alert that fires: a worker, Prometheus and Alertmanager with the files of deploy/.
+
+Of the files only addresses are substituted; what Prometheus and Alertmanager keep is in the test's folder.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import socket
+import subprocess
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import msgspec
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from promql import DEPLOY, known_series
+from worker_process import WorkerProcess, now_ms, prepare, quick, wait_for
+
+from stream_xp.adapters.kafka_admin import declared_topics
+from stream_xp.adapters.topic_writer import TopicWriter
+from stream_xp.domain.experiment import ExperimentSpec
+from stream_xp.services.publish import plan_application, publish
+
+if TYPE_CHECKING:
+    from stream_xp.adapters.embedded_broker import EmbeddedBroker
+    from stream_xp.settings import Settings
+
+pytestmark = [pytest.mark.broker, pytest.mark.slow]
+
+WITHIN_S = 30.0
+"""From the first harmful event to the alert in Alertmanager's API; a healthy run lasts as long."""
+PROGRAMS = ("prometheus", "prometheus-alertmanager")
+
+
+@pytest.fixture(autouse=True)
+def _programs() -> None:
+    missing = [program for program in PROGRAMS if shutil.which(program) is None]
+    if missing:
+        pytest.skip(f"no {' and no '.join(missing)} on PATH: apt-get install {' '.join(PROGRAMS)}")
+
+
+def design(name: str) -> ExperimentSpec:
+    """The canary of examples/, with a window that is over at once."""
+    return msgspec.convert(
+        {
+            "experiment": name,
+            "owner": "tests",
+            "hypothesis": "the canary fails no more often",
+            "unit": "member",
+            "planned_sample": 4000,
+            "arms": [{"key": "stable", "weight": 0.5, "control": True}, {"key": "canary", "weight": 0.5}],
+            "metrics": [
+                {
+                    "key": "errors",
+                    "kind": "conversion",
+                    "role": "guardrail",
+                    "direction": "decrease",
+                    "attribution_window": "200ms",
+                    "margin": {"absolute": 0.005},
+                    "critical": True,
+                }
+            ],
+        },
+        ExperimentSpec,
+    )
+
+
+class Members:
+    """Members of one experiment who meet errors, at a rate per arm."""
+
+    def __init__(self, settings: Settings, experiment: str, *, canary: float) -> None:
+        self._settings = settings
+        self._experiment = experiment
+        self._rates = {"stable": 0.02, "canary": canary}
+        self._dice = random.Random(experiment)
+        self._count = 0
+        self.first_error_s: float | None = None
+        """When the first error of the canary was sent (`time.monotonic`)."""
+
+    @contextmanager
+    def coming(self, *, per_s: float = 200.0) -> Iterator[None]:
+        """Send them in the background for as long as the block takes."""
+        over, failed = threading.Event(), []
+
+        def run() -> None:
+            try:
+                self._send_until(over, per_s)
+            except BaseException as error:
+                failed.append(error)
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+        assert not failed, failed
+
+    def _send_until(self, over: threading.Event, per_s: float) -> None:
+        with TopicWriter(self._settings) as writer:
+            begun = time.monotonic()
+            while not over.wait(0.05):
+                while self._count < (time.monotonic() - begun) * per_s:
+                    self._send(writer)
+                writer.flush()
+
+    def _send(self, writer: TopicWriter) -> None:
+        self._count += 1
+        unit, arm = f"{self._experiment}-{self._count}", ("stable", "canary")[self._count % 2]
+        shared = {"unit": unit, "time": now_ms(), "experiment": self._experiment}
+        events = [("exposures", {"id": f"x{unit}", "arm": arm})]
+        if self._dice.random() < self._rates[arm]:
+            events.append(("rewards", {"id": f"r{unit}", "metric": "errors"}))
+            if arm == "canary" and self.first_error_s is None:
+                self.first_error_s = time.monotonic()
+        for topic, event in events:
+            value = json.dumps(shared | event).encode()
+            writer.send(self._settings.topic(topic), key=unit.encode(), value=value)
+
+
+class Receiver:
+    """Whoever is on call: keeps what Alertmanager posts."""
+
+    def __init__(self) -> None:
+        posts: list[Any] = []
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                posts.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+                self.send_response(200)
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.posts = posts
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.address = f"127.0.0.1:{self._server.server_address[1]}"
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
+        self._thread.start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+@contextmanager
+def program(folder: Path, *command: str) -> Iterator[Callable[[], bool]]:
+    """Run a program until the block ends; gives whether it has ended by itself."""
+    with (folder / f"{command[0]}.log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=folder)
+        try:
+            yield lambda: process.poll() is not None
+        finally:
+            process.terminate()
+            try:
+                process.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def free_address() -> str:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{taken.getsockname()[1]}"
+
+
+def installed(folder: Path, file: Path, addresses: dict[str, str]) -> Path:
+    """A file of deploy/ with these addresses in place of its own, and nothing else changed."""
+    text = file.read_text()
+    for ours, theirs in addresses.items():
+        assert ours in text, ours
+        text = text.replace(ours, theirs)
+    (folder / file.name).write_text(text)
+    return folder / file.name
+
+
+def get(address: str, path: str) -> Any:
+    with urllib.request.urlopen(f"http://{address}{path}", timeout=30) as answer:
+        return json.load(answer)
+
+
+def is_ready(address: str, ended: Callable[[], bool]) -> bool:
+    assert not ended()
+    try:
+        with urllib.request.urlopen(f"http://{address}/-/ready", timeout=5):
+            return True
+    except (OSError, urllib.error.HTTPError):
+        return False
+
+
+class Monitoring:
+    """Prometheus and Alertmanager, running."""
+
+    def __init__(self, prometheus: str, alertmanager: str, receiver: Receiver) -> None:
+        self._prometheus, self._alertmanager, self.receiver = prometheus, alertmanager, receiver
+
+    def alerts(self) -> list[dict[str, Any]]:
+        """Those that fire, as Alertmanager has them."""
+        found = get(self._alertmanager, "/api/v2/alerts?active=true&silenced=true&inhibited=true")
+        return [alert["labels"] | {"state": alert["status"]["state"]} for alert in found]
+
+    def value(self, query: str) -> float | None:
+        found = get(self._prometheus, f"/api/v1/query?query={quote(query)}")["data"]["result"]
+        return float(found[0]["value"][1]) if found else None
+
+    def faults(self) -> list[str]:
+        """What keeps it from seeing anything: a target that is down, a rule that cannot be evaluated."""
+        targets = get(self._prometheus, "/api/v1/targets")["data"]["activeTargets"]
+        groups = get(self._prometheus, "/api/v1/rules")["data"]["groups"]
+        down = [target["lastError"] or "never scraped" for target in targets if target["health"] != "up"]
+        rules = [rule for group in groups for rule in group["rules"]]
+        wrong = [f"{rule['name']}: {rule.get('lastError')}" for rule in rules if rule["health"] != "ok"]
+        return [*down, *wrong, *([] if targets else ["no target"]), *([] if rules else ["no rule"])]
+
+
+@contextmanager
+def monitoring(folder: Path, worker: str) -> Iterator[Monitoring]:
+    with ExitStack() as stack:
+        receiver = Receiver()
+        stack.callback(receiver.close)
+        shutil.copytree(DEPLOY / "prometheus" / "rules", folder / "rules")
+        prometheus, alertmanager = free_address(), free_address()
+        routes = {"oncall:8080": receiver.address, "chat:8080": receiver.address}
+        of_alertmanager = installed(folder, DEPLOY / "alertmanager" / "alertmanager.yml", routes)
+        scraped = {"worker:9464": worker, "alertmanager:9093": alertmanager}
+        of_prometheus = installed(folder, DEPLOY / "prometheus" / "prometheus.yml", scraped)
+        alerting = program(
+            folder,
+            "prometheus-alertmanager",
+            f"--config.file={of_alertmanager}",
+            f"--storage.path={folder / 'alertmanager'}",
+            f"--web.listen-address={alertmanager}",
+            "--cluster.listen-address=",
+        )
+        scraping = program(
+            folder,
+            "prometheus",
+            f"--config.file={of_prometheus}",
+            f"--storage.tsdb.path={folder / 'prometheus'}",
+            f"--web.listen-address={prometheus}",
+        )
+        for address, running in ((alertmanager, alerting), (prometheus, scraping)):
+            ended = stack.enter_context(running)
+            wait_for(lambda address=address, ended=ended: is_ready(address, ended), f"{address} is ready")
+        found = Monitoring(prometheus, alertmanager, receiver)
+        wait_for(lambda: not found.faults(), "the worker is scraped and every rule was evaluated")
+        yield found
+
+
+def served(worker: WorkerProcess) -> str:
+    wait_for(lambda: worker.ended() or bool(worker.events("metrics served")), "metrics are served")
+    assert not worker.ended(), worker.log
+    (line,) = worker.events("metrics served")
+    return f"{line['host']}:{line['port']}"
+
+
+def scrape(address: str) -> dict[tuple[str, str], float]:
+    """Every series of the worker, by name and labels."""
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=30) as answer:
+        text = answer.read().decode()
+    return {
+        (sample.name, json.dumps(sample.labels, sort_keys=True)): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def assert_metrics_are_those_of_the_definitions(address: str) -> None:
+    ours = {name: json.loads(labels) for name, labels in scrape(address) if name.startswith("streamxp_")}
+    known = known_series()
+    assert len(ours) > 40
+    for name, labels in ours.items():
+        assert set(labels) <= known[name]
+
+
+def test_a_breach_fires_in_alertmanager_and_health_does_not(
+    embedded_broker: EmbeddedBroker, topic_prefix: str, tmp_path: Path
+) -> None:
+    settings = quick(embedded_broker.bootstrap, topic_prefix, broker="embedded", metrics_port=0)
+    for topic in declared_topics(settings):
+        embedded_broker.create_topic(topic.name, topic.partitions)
+    prepare(settings, design("healthy"))
+    with WorkerProcess(settings, tmp_path) as worker:
+        worker.wait_started()
+        address = served(worker)
+        with monitoring(tmp_path, address) as watched:
+            with Members(settings, "healthy", canary=0.02).coming():
+                assert_health_is_quiet(watched)
+            publish(settings, plan_application(settings, design("checkout"), now_ms=now_ms()))
+            time.sleep(settings.activation_delay_ms / 1000)
+            harmed = Members(settings, "checkout", canary=0.4)
+            with harmed.coming():
+                assert_harm_fires(watched, harmed)
+            assert_metrics_are_those_of_the_definitions(address)
+            assert watched.faults() == []
+        assert worker.terminate(deadline_s=20) == 0, worker.log
+
+
+def assert_health_is_quiet(watched: Monitoring) -> None:
+    """Nothing fires for WITHIN_S, and that is not because nobody looks."""
+    ends_s = time.monotonic() + WITHIN_S
+    while time.monotonic() < ends_s:
+        assert watched.alerts() == []
+        time.sleep(0.5)
+    assert watched.value('max(streamxp_guardrail_breached{experiment="healthy"})') == 0
+    assert (watched.value('sum(streamxp_arm_units{experiment="healthy"})') or 0) > 1_000
+    assert watched.value('sum(streamxp_decision_state{experiment="healthy", state="running"})') == 1
+    assert watched.faults() == []
+    assert watched.receiver.posts == []
+
+
+def assert_harm_fires(watched: Monitoring, harmed: Members) -> None:
+    breach = {
+        "alertname": "StreamxpGuardrailBreached",
+        "experiment": "checkout",
+        "metric": "errors",
+        "arm": "canary",
+        "severity": "critical",
+        "state": "active",
+    }
+    wait_for(lambda: bool(watched.alerts()), "an alert fires")
+    assert harmed.first_error_s is not None
+    took_s = time.monotonic() - harmed.first_error_s
+    print(f"{took_s:.1f} s from the first harmful event to the alert in Alertmanager's API")
+    assert watched.alerts() == [breach]
+    assert took_s <= WITHIN_S
+    wait_for(lambda: bool(watched.receiver.posts), "whoever is on call is told")
+    (post,) = watched.receiver.posts
+    assert (post["status"], post["receiver"]) == ("firing", "oncall")
+    assert [alert["labels"]["experiment"] for alert in post["alerts"]] == ["checkout"]
+    # Applications were told to stop too: the alert stays although nothing harmful is served any more.
+    state = 'sum(streamxp_decision_state{experiment="checkout", state="stopped"})'
+    wait_for(lambda: watched.value(state) == 1, "the experiment is stopped")
+    assert watched.alerts() == [breach]
