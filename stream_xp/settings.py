@@ -47,6 +47,8 @@ Interval = Annotated[int, Meta(ge=1, le=3_600_000)]
 Duration = Annotated[int, Meta(ge=0, le=31_536_000_000)]
 TopicPrefix = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]*$", max_length=100)]
 Host = Annotated[str, Meta(pattern=r"^[A-Za-z0-9.:-]+$", max_length=255)]
+HostName = Annotated[str, Meta(pattern=r"^(\*|[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:]{2,45}\])$")]
+Origin = Annotated[str, Meta(pattern=r"^https?://[A-Za-z0-9._:\[\]-]{1,260}$")]
 Identifier = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]+$", max_length=200)]
 
 
@@ -198,6 +200,15 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         metrics_host: address at which a worker serves its metrics.
         metrics_port: port at which a worker serves its metrics; 0 for any that is free, None for no metrics.
         metrics_max_series: series of experiments that a worker serves; the experiments beyond are added up.
+        api_host: address that the HTTP API listens on.
+        api_port: port of the HTTP API; 0 for any that is free.
+        api_allowed_hosts: names by which clients may call it; `*` for any. Those of loopback always may.
+        api_allowed_origins: pages that may call it from a browser, beside its own.
+        api_token: what write requests must carry, one token a line, `name:token` for a name in the audit trail; without
+            one there are no write routes.
+        gate_maximum_age_ms: wall clock minus watermark beyond which gates call data stale.
+        gate_maximum_silence_ms: how long the brokers may be silent before gates say so.
+        gate_no_data_deadline_ms: how long a rollout may go on without valid data before Flagger is told to fail it.
         security: how the client and the brokers trust each other.
     """
 
@@ -221,6 +232,14 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     metrics_host: Host = "127.0.0.1"
     metrics_port: Annotated[int, Meta(ge=0, le=65_535)] | None = None
     metrics_max_series: Annotated[int, Meta(ge=0, le=1_000_000)] = 20_000
+    api_host: Annotated[str, Meta(pattern=r"^[A-Za-z0-9.:_-]+$", max_length=253)] = "127.0.0.1"
+    api_port: Annotated[int, Meta(ge=0, le=65_535)] = 8080
+    api_allowed_hosts: tuple[HostName, ...] = ()
+    api_allowed_origins: tuple[Origin, ...] = ()
+    api_token: Secret | None = None
+    gate_maximum_age_ms: Interval = 60_000
+    gate_maximum_silence_ms: Interval = 15_000
+    gate_no_data_deadline_ms: Duration = 900_000
     security: KafkaSecurity = KafkaSecurity()
 
     def __post_init__(self) -> None:
@@ -325,7 +344,8 @@ _FIELDS: Final = {
     **{n: t for n, t in get_type_hints(Settings, include_extras=True).items() if n != "security"},
     **_SECURITY_FIELDS,
 }
-_SECRETS: Final = frozenset({"sasl_password"})
+_SECRETS: Final = frozenset({"sasl_password", "api_token"})
+_LISTS: Final = frozenset({"roles", "api_allowed_hosts", "api_allowed_origins"})
 
 
 def variable_of(name: str) -> str:
@@ -355,8 +375,8 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
 def _convert(name: str, value: object, *, label: str) -> object:
     if name in _SECRETS:
         return value if isinstance(value, Secret) else Secret(str(value))
-    if name == "roles" and isinstance(value, str):
-        value = [role.strip() for role in value.split(",")]
+    if name in _LISTS and isinstance(value, str):
+        value = [one.strip() for one in value.split(",")]
     if name == "sasl_mechanism" and value not in get_args(Mechanism):
         raise ConfigError(
             f"{label} must be one of {', '.join(get_args(Mechanism))}, found {value!r}{_no_token(value)}"
