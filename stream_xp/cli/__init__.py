@@ -29,6 +29,8 @@ COMMANDS: Final = {
     "produce": ("stream_xp.cli.produce:produce", "Send exposures and rewards from a file or standard input."),
     "status": ("stream_xp.cli.status:status", "Show the newest evidence of each experiment."),
     "signals": ("stream_xp.cli.signals:signals", "Show the decisions and the orders, and follow new ones."),
+    "gate": ("stream_xp.cli.gate:gate", "Tell by the exit code whether an experiment may go on."),
+    "api": ("stream_xp.cli.api:api", "Serve evidence and deployment gates over HTTP."),
     "pause": ("stream_xp.cli.operate:pause", "Hold an experiment where it is."),
     "resume": ("stream_xp.cli.operate:resume", "Let a paused experiment go on."),
     "stop": ("stream_xp.cli.operate:stop", "End an experiment: all units get the control."),

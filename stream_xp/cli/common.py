@@ -41,6 +41,9 @@ _SETTING_HELP: Final = {
     "max_record_bytes": ("BYTES", "Longest record that is decoded."),
     "metrics_host": ("HOST", "Where metrics are served."),
     "metrics_port": ("PORT", "Port at which metrics are served; 0 for any that is free."),
+    "api_host": ("ADDRESS", "Address that the API listens on."),
+    "api_port": ("PORT", "Port of the API; 0 for any that is free."),
+    "api_allowed_hosts": ("NAME,...", "Names by which clients may call the API, beside those of loopback."),
     "idle_grace_ms": ("MS", "How long a quiet partition holds the watermark back."),
 }
 

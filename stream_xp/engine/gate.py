@@ -190,9 +190,9 @@ def _archived(asked: _Asked) -> _Found | None:
 
 
 def _no_data(asked: _Asked) -> _Found | None:
-    if asked.result is not None:
+    if asked.result is not None and any(arm.units for arm in asked.result.arms):
         return None
-    reason = f"version {asked.record.spec.version} has no result yet"
+    reason = f"no unit of version {asked.record.spec.version} has been exposed yet"
     return _Found(Verdict.INVALID, Cause.NO_DATA, reason)
 
 

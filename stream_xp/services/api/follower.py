@@ -50,6 +50,7 @@ class Follower:
     Attributes:
         read_ms: wall time at which the topics were last asked for their ends, if all of them have been read to these;
             None before the first time.
+        progress_ms: when something was read last, or the topics were at their end; the start before that.
         records: how many were handed over.
         failure: what ended the thread; None while it goes on.
     """
@@ -70,6 +71,7 @@ class Follower:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._main, name="stream-xp-follower", daemon=True)
         self.read_ms: int | None = None
+        self.progress_ms = clock.now_ms()
         self.records = 0
         self.failure: BaseException | None = None
 
@@ -133,7 +135,8 @@ class Follower:
                 asked = self._ask(consumer, partitions)
             # What was asked for is kept until it is reached, or a busy topic would never be read to its end.
             if asked is not None and _reached(consumer, asked[1]):
-                self.read_ms, asked = asked[0], None
+                self.read_ms = self.progress_ms = asked[0]
+                asked = None
 
     def _ask(self, consumer: Any, partitions: list[TopicPartition]) -> tuple[int, dict[TopicPartition, int]]:
         now_ms = self._clock.now_ms()
@@ -161,6 +164,8 @@ class Follower:
         return partitions
 
     def _hand_over(self, batches: dict[TopicPartition, list[Any]]) -> None:
+        if batches:
+            self.progress_ms = self._clock.now_ms()
         for partition, records in batches.items():
             for record in records:
                 self._take(

@@ -14,11 +14,12 @@ from stream_xp.domain.decision import ConfigRecord, Result
 from stream_xp.domain.experiment import ExperimentRecord, Role
 from stream_xp.engine.gate import Known, Limits, Moment, gate_verdict, invalid_reasons
 from stream_xp.engine.registry import Entry, Registry
-from stream_xp.engine.standing import NOTHING_SAID, Said, Standing, said, standing
+from stream_xp.engine.standing import NOTHING_SAID, Standing, said, standing
+from stream_xp.engine.standing import Said as Heard
 from stream_xp.services.api.history import History, HistoryPoint, point_of
-from stream_xp.services.operate import SOURCE
+from stream_xp.services.api.wire import Said, said_by
 from stream_xp.services.passed_over import PassedOver
-from stream_xp.services.signal_records import SignalRecord, experiment_of, readable
+from stream_xp.services.signal_records import experiment_of, readable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,10 +51,10 @@ class Watched:
     config: ConfigRecord | None = None
     result: Result | None = None
     valid_ms: int | None = None
-    said: dict[int, list[Said]] = field(default_factory=dict)
+    said: dict[int, list[Heard]] = field(default_factory=dict)
     ids: set[tuple[str, str]] = field(default_factory=set)
     standings: dict[int, tuple[int, Standing]] = field(default_factory=dict)
-    signals: deque[SignalRecord] = field(default_factory=lambda: deque(maxlen=SIGNALS_KEPT))
+    signals: deque[Said] = field(default_factory=lambda: deque(maxlen=SIGNALS_KEPT))
     history: History = field(default_factory=History)
 
     def standing(self) -> Standing:
@@ -121,7 +122,7 @@ class View:
         with self._lock:
             return sorted(name for name, held in self._watched.items() if held.record is not None)
 
-    def signals(self, experiment: str) -> list[SignalRecord]:
+    def signals(self, experiment: str) -> list[Said]:
         """The newest signals and orders of an experiment, oldest first."""
         with self._lock:
             held = self._watched.get(experiment)
@@ -133,11 +134,15 @@ class View:
             held = self._watched.get(experiment)
             return () if held is None else held.history.points()
 
-    def has_order(self, experiment: str, identity: str) -> bool:
-        """Whether an order of this id stands on the topic."""
+    def has_order(self, experiment: str, *, actor: str, reason: str) -> bool:
+        """Whether somebody ordered something for this reason, of the version that is there."""
         with self._lock:
             held = self._watched.get(experiment)
-            return held is not None and (SOURCE, identity) in held.ids
+            if held is None or held.record is None:
+                return False
+            heard = held.said.get(held.record.spec.version, ())
+            orders = [one.order for one in heard if one.order is not None]
+            return any((order.actor, order.reason) == (actor, reason) for order in orders)
 
     # --- written -------------------------------------------------------------------------------------------
 
@@ -191,7 +196,7 @@ class View:
         found = readable(self._passed_over, record.value, topic=record.topic, place=record.place)
         if found is None or self._is_of_another(key, experiment_of(found), record):
             return
-        one = said(found)
+        one, shown = said(found), said_by(found)
         with self._lock:
             held = self._watched.setdefault(key, Watched())
             heard = held.said.setdefault(one.version, [])
@@ -199,7 +204,7 @@ class View:
                 return  # A repeat counts once, and is shown once.
             held.ids.add((one.source, one.id))
             heard.append(one)
-            held.signals.append(found)
+            held.signals.append(shown)
 
     def _take_result(self, key: str, record: TopicRecord) -> None:
         if record.value is None:

@@ -1,0 +1,169 @@
+"""The process `stream-xp api`: the reader of the topics in a thread, the server in the foreground, and what ends it."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from typing import TYPE_CHECKING, Final, Self
+
+import structlog
+import uvicorn
+
+from stream_xp.adapters.clock import Clock, WallClock
+from stream_xp.errors import ConfigError, DependencyError
+from stream_xp.services.api.app import create_app
+from stream_xp.services.api.endpoints import Api, Progress
+from stream_xp.services.api.follower import Follower
+from stream_xp.services.api.guard import Tokens, check_names
+from stream_xp.services.api.orders import Orders, Place
+from stream_xp.services.api.view import TOPICS, View
+from stream_xp.services.operate import place
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+    from starlette.types import ASGIApp
+
+    from stream_xp.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+MAX_HEADER_BYTES: Final = 16_384
+MAX_CONNECTIONS: Final = 512
+"""Open connections and requests; more are told 503."""
+KEEP_ALIVE_S: Final = 30
+DRAIN_S: Final = 3
+BACKLOG: Final = 512
+START_S: Final = 60.0
+
+
+class Server(uvicorn.Server):
+    """uvicorn, that ends when what it answers from has ended.
+
+    Args:
+        app: what answers.
+        ended: whether to stop.
+    """
+
+    def __init__(self, app: ASGIApp, *, ended: Callable[[], bool] = lambda: False) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http="h11",
+                ws="none",
+                lifespan="off",
+                loop="asyncio",
+                log_config=None,
+                access_log=False,
+                proxy_headers=False,
+                server_header=False,
+                h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+                limit_concurrency=MAX_CONNECTIONS,
+                timeout_keep_alive=KEEP_ALIVE_S,
+                timeout_graceful_shutdown=DRAIN_S,
+            )
+        )
+        self._ended = ended
+
+    async def on_tick(self, counter: int) -> bool:
+        """Whether to stop; asked ten times a second."""
+        return self._ended() or await super().on_tick(counter)
+
+
+def listen(settings: Settings) -> socket.socket:
+    """A socket at the address of the settings.
+
+    Raises:
+        ConfigError: it cannot be had.
+    """
+    address = (settings.api_host, settings.api_port)
+    try:
+        info = socket.getaddrinfo(*address, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        return socket.create_server(info[4][:2], family=info[0], backlog=BACKLOG)
+    except OSError as error:
+        raise ConfigError(
+            f"the API cannot listen on {settings.api_host} port {settings.api_port}: {error.strerror}"
+        ) from error
+
+
+class Service:
+    """The parts of one API process.
+
+    Args:
+        settings: brokers, address, token and limits.
+        clock: wall clock.
+        place: writes an order.
+
+    Raises:
+        ConfigError: a token is none, or nobody could call it.
+    """
+
+    def __init__(self, settings: Settings, *, clock: Clock | None = None, place: Place = place) -> None:
+        check_names(settings)
+        clock = clock or WallClock()
+        self.view = View(settings, clock=clock, read_ms=lambda: self.follower.read_ms)
+        self.follower = Follower(settings, TOPICS, self.view.take, clock=clock)
+        self.api = Api(
+            settings=settings,
+            view=self.view,
+            tokens=Tokens(settings.api_token),
+            orders=Orders(settings, self.view, clock=clock, place=place),
+            progress=self._progress,
+        )
+        self.app = create_app(self.api)
+
+    def _progress(self) -> Progress:
+        follower = self.follower
+        return Progress(
+            follower.read_ms, follower.progress_ms, follower.records, failed=follower.failure is not None
+        )
+
+
+def run_until_signal(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Raises:
+        ConfigError: a setting, a topic or the address is not what it must be.
+        StreamXpError: the reader of the topics has ended.
+    """
+    service = Service(settings)
+    with listen(settings) as taken, service.follower as follower:
+        host, port = taken.getsockname()[:2]
+        log.info("api started", host=host, port=port, writes=bool(service.api.tokens))
+        Server(service.app, ended=lambda: follower.failure is not None).run(sockets=[taken])
+    if follower.failure is not None:
+        raise follower.failure
+
+
+class ServerThread:
+    """A server on a free port of loopback in a thread of its own, for tests and the bench.
+
+    Attributes:
+        url: where it is.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._socket = socket.create_server(("127.0.0.1", 0), backlog=BACKLOG)
+        self._server = Server(app)
+        self._thread = threading.Thread(
+            target=self._server.run, kwargs={"sockets": [self._socket]}, name="stream-xp-api", daemon=True
+        )
+        self.url = "http://{}:{}".format(*self._socket.getsockname())
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        deadline_s = time.monotonic() + START_S
+        while not self._server.started:
+            if time.monotonic() > deadline_s or not self._thread.is_alive():
+                raise DependencyError("the server did not start")
+            time.sleep(0.01)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._server.should_exit = True
+        self._thread.join(START_S)
+        self._socket.close()
