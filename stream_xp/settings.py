@@ -209,6 +209,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         gate_maximum_age_ms: wall clock minus watermark beyond which gates call data stale.
         gate_maximum_silence_ms: how long the brokers may be silent before gates say so.
         gate_no_data_deadline_ms: how long a rollout may go on without valid data before Flagger is told to fail it.
+        health_file: what a worker touches while it goes on, for `stream-xp health`.
         security: how the client and the brokers trust each other.
     """
 
@@ -240,6 +241,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     gate_maximum_age_ms: Interval = 60_000
     gate_maximum_silence_ms: Interval = 15_000
     gate_no_data_deadline_ms: Duration = 900_000
+    health_file: Annotated[str, Meta(min_length=1)] | None = None
     security: KafkaSecurity = KafkaSecurity()
 
     def __post_init__(self) -> None:

@@ -19,6 +19,7 @@ from stream_xp.cli.common import CommandGroup, examples
 COMMANDS: Final = {
     "demo": ("stream_xp.cli.demo:demo", "Watch the service decide three simulated experiments."),
     "worker": ("stream_xp.cli.worker:worker", "Run the engine: join, test, decide."),
+    "health": ("stream_xp.cli.health:health", "Say whether the worker beside it goes on."),
     "topics": ("stream_xp.cli.topics:topics", "Create, check and show the topics."),
     "validate": (
         "stream_xp.cli.validate:validate",

@@ -163,6 +163,12 @@ class Ingest:
         """The source partitions whose state is loaded."""
         return sorted(self._tasks)
 
+    def stalled_s(self) -> float:
+        """How long a partition that has more to read has applied nothing, seconds; the longest of all."""
+        now = asyncio.get_running_loop().time()
+        since = (since for task in self._tasks.values() for _, since in task.advanced.values())
+        return max((now - at for at in since), default=0.0)
+
     async def on_block(self, block: Block) -> None:
         """Apply a block: what is applied already is skipped, and after a hole nothing is applied but sought.
 

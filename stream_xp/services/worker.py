@@ -14,12 +14,13 @@ import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import structlog
 
-from stream_xp.adapters import kafka_admin
+from stream_xp.adapters import health_file, kafka_admin
 from stream_xp.adapters.clock import Clock, WallClock
 from stream_xp.adapters.faust_transport import FaustSource, create_app
 from stream_xp.adapters.kafka_admin import Topic
@@ -41,6 +42,7 @@ _EVALUATE_S = 0.1
 _WATCH_S = 0.5
 _TOPICS_S = 60.0
 _METRICS_S = 0.5
+_STUCK_S = 30.0
 _CLOSE_S = 3.0
 _STOP_S = 1.0
 _EXIT_S = 4.5
@@ -67,6 +69,7 @@ class Worker:
         self._topics = tuple(topics or kafka_admin.declared_topics(settings))
         self.failure: BaseException | None = None
         self.written = False
+        self._evaluated_s = time.monotonic()
         self.ended = asyncio.Event()
         self._partitions = {
             topic.name.removeprefix(settings.prefix): topic.partitions for topic in self._topics
@@ -130,6 +133,8 @@ class Worker:
             self._run(self._evaluate())
         if self.settings.broker == "apache":
             self._run(self._every(_TOPICS_S, self._watch_topics))
+        if self.settings.health_file is not None:
+            self._run(self._every(health_file.BEAT_S, self._beat))
         log.info("worker started", roles=self.settings.roles, bootstrap=self.settings.bootstrap)
 
     def _serve_metrics(self) -> None:
@@ -238,11 +243,18 @@ class Worker:
                 f"the consumer failed: {self.app.crash_reason!r}"
             ) from self.app.crash_reason
 
+    async def _beat(self) -> None:
+        """Say that this worker goes on, while it does; it ends by itself where it stays stuck for long."""
+        evaluated_s = time.monotonic() - self._evaluated_s if self._stats else 0.0
+        if max(self.ingest.stalled_s(), evaluated_s) < _STUCK_S:
+            health_file.beat(Path(self.settings.health_file or ""))
+
     async def _evaluate(self) -> None:
         """Evaluate again and again, and leave at least as much time to ingest as an evaluation takes."""
         while not self.ended.is_set():
             began_s = time.monotonic()
             await self.decide.evaluate()
+            self._evaluated_s = time.monotonic()
             pause_s = max(_EVALUATE_S, time.monotonic() - began_s)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.ended.wait(), pause_s)
