@@ -28,6 +28,7 @@ COMMANDS: Final = {
     "plan": ("stream_xp.cli.plan:plan", "Show what an experiment can find, and when it will."),
     "apply": ("stream_xp.cli.apply:apply", "Publish an experiment file, or archive an experiment."),
     "produce": ("stream_xp.cli.produce:produce", "Send exposures and rewards from a file or standard input."),
+    "traffic": ("stream_xp.cli.traffic:traffic", "Send the traffic of the demo's experiments to a broker."),
     "status": ("stream_xp.cli.status:status", "Show the newest evidence of each experiment."),
     "signals": ("stream_xp.cli.signals:signals", "Show the decisions and the orders, and follow new ones."),
     "gate": ("stream_xp.cli.gate:gate", "Tell by the exit code whether an experiment may go on."),
