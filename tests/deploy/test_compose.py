@@ -1,0 +1,110 @@
+"""docker-compose.yml as docker compose reads it: one command brings up everything, on this machine only."""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.deploy.tools import ROOT, compose
+
+STREAM_XP = {"topics", "worker", "api", "traffic"}
+OTHERS = {"kafka", "prometheus", "alertmanager", "grafana"}
+
+
+@cache
+def services() -> dict[str, dict[str, Any]]:
+    done = compose("config", "--format", "json")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    found: dict[str, dict[str, Any]] = json.loads(done.stdout)["services"]
+    return found
+
+
+def test_docker_compose_takes_the_file_and_has_everything() -> None:
+    assert services().keys() == STREAM_XP | OTHERS
+
+
+def test_ports_are_published_on_loopback_only() -> None:
+    published = {
+        (name, port["host_ip"], int(port["published"]), port["target"])
+        for name, service in services().items()
+        for port in service.get("ports", [])
+    }
+    assert {host for _, host, _, _ in published} == {"127.0.0.1"}
+    assert {(name, at) for name, _, at, _ in published} == {
+        ("kafka", 9092),
+        ("api", 8080),
+        ("prometheus", 9090),
+        ("alertmanager", 9093),
+        ("grafana", 3000),
+    }
+    assert all(service.get("network_mode") != "host" for service in services().values())
+
+
+def test_every_container_is_confined() -> None:
+    for name, service in services().items():
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert int(service["mem_limit"]) <= 2 * 1024**3, name
+        assert "privileged" not in service, name
+        assert not any("docker.sock" in volume["source"] for volume in service.get("volumes", [])), name
+        if name != "kafka":
+            assert service["read_only"] is True, name
+            assert service["cap_drop"] == ["ALL"], name
+            assert service["pids_limit"] > 0, name
+
+
+def test_no_password_is_in_it() -> None:
+    text = (ROOT / "docker-compose.yml").read_text()
+    assert re.findall(r"(?i)\b\w*(?:password|secret|token)\w*\s*[:=]\s*\S+", text) == []
+
+
+def test_every_file_that_is_mounted_is_there_and_read_only() -> None:
+    mounted = [
+        volume
+        for service in services().values()
+        for volume in service.get("volumes", [])
+        if volume["type"] == "bind"
+    ]
+    assert len(mounted) == 6
+    for volume in mounted:
+        assert Path(volume["source"]).exists(), volume["source"]
+        assert volume["read_only"] is True, volume["source"]
+
+
+def test_each_waits_for_what_it_needs() -> None:
+    def conditions(name: str) -> dict[str, str]:
+        return {other: how["condition"] for other, how in services()[name].get("depends_on", {}).items()}
+
+    assert conditions("topics") == {"kafka": "service_healthy"}
+    assert conditions("worker") == conditions("api") == {"topics": "service_completed_successfully"}
+    assert conditions("traffic") == {"worker": "service_healthy"}
+    assert services()["worker"]["healthcheck"]["test"] == ["CMD", "stream-xp", "health"]
+
+
+def test_prometheus_scrapes_and_alerts_the_services_at_their_ports() -> None:
+    config = yaml.safe_load((ROOT / "deploy" / "compose" / "prometheus.yml").read_text())
+    targets = {
+        target
+        for job in config["scrape_configs"]
+        for group in job["static_configs"]
+        for target in group["targets"]
+    }
+    assert f"worker:{services()['worker']['environment']['STREAM_XP_METRICS_PORT']}" in targets
+    (manager,) = config["alerting"]["alertmanagers"]
+    assert manager["static_configs"] == [{"targets": ["alertmanager:9093"]}]
+    rules = {volume["target"] for volume in services()["prometheus"]["volumes"]}
+    assert config["rule_files"] == ["/etc/prometheus/rules/*.yml"]
+    assert "/etc/prometheus/rules" in rules
+
+
+def test_grafana_finds_its_source_and_its_dashboards() -> None:
+    folder = ROOT / "deploy" / "compose" / "grafana"
+    (source,) = yaml.safe_load((folder / "datasource.yml").read_text())["datasources"]
+    assert source["url"] == "http://prometheus:9090"
+    (provider,) = yaml.safe_load((folder / "dashboards.yml").read_text())["providers"]
+    assert provider["options"]["path"] in {volume["target"] for volume in services()["grafana"]["volumes"]}
