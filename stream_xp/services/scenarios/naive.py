@@ -5,11 +5,20 @@ from __future__ import annotations
 import numpy as np
 from scipy import special
 
-from stream_xp.domain.experiment import Direction, ExperimentSpec, Metric, Role
+from stream_xp.domain.experiment import ExperimentSpec, Metric, Role
 from stream_xp.domain.fields import duration_ms
 from stream_xp.services.scenarios.scenario import Comparison, World
-from stream_xp.services.scenarios.world import Bools, Drawn, Floats, Ints
+from stream_xp.services.scenarios.truths import Bools, Floats, Ints, oriented, tolerated
+from stream_xp.services.scenarios.world import Drawn
 
+TESTS = (
+    Comparison.FIXED_SAMPLE,
+    Comparison.FIXED_KNOWN,
+    Comparison.PEEKED,
+    Comparison.POOLED,
+    Comparison.IMMATURE,
+)
+"""The comparisons that are z-tests."""
 LEAST_UNITS = 30
 """Units of an arm before a z-test is looked at, which is already more than many tools ask for."""
 
@@ -25,7 +34,8 @@ class Naive:
     def __init__(self, world: World, runs: int) -> None:
         self._spec = world.spec
         self._horizon_ms = duration_ms(world.scenario.horizon)
-        self._wanted = [c for c in world.scenario.comparisons if c is not Comparison.UNIFORM]
+        self._known_sample = world.scenario.known_sample or 0
+        self._wanted = [one for one in TESTS if one in world.scenario.comparisons]
         self._done = {c: np.zeros(runs, np.bool_) for c in self._wanted}
         self._at_ms = {c: np.full(runs, -1, np.int64) for c in self._wanted}
         self._harmed = {c: np.zeros(runs) for c in self._wanted}
@@ -35,17 +45,21 @@ class Naive:
         if not self._wanted:
             return
         rejects = rejected(self._spec, drawn.pooled)
+        early = rejects if drawn.early is None else rejected(self._spec, drawn.early.counts)
         counted = drawn.pooled[:, 0].sum(axis=2).min(axis=0)
         due = {
             Comparison.PEEKED: rejects,
+            Comparison.IMMATURE: early,
             Comparison.FIXED_SAMPLE: counted >= self._spec.planned_sample,
+            Comparison.FIXED_KNOWN: counted >= self._known_sample,
             Comparison.POOLED: np.full(len(rejects), now_ms == self._horizon_ms),
         }
         for one in self._wanted:
             now = due[one] & ~self._done[one]
             self._done[one] |= now
-            self._at_ms[one][now & rejects] = now_ms
-            self._harmed[one][now & rejects] = drawn.harmed[now & rejects]
+            now &= early if one is Comparison.IMMATURE else rejects
+            self._at_ms[one][now] = now_ms
+            self._harmed[one][now] = drawn.harmed[now]
 
     def of_run(self, at: int, drawn: Drawn) -> dict[str, tuple[int | None, float]]:
         """When each test rejected, and the units harmed until then, or until the end if it did not."""
@@ -85,8 +99,7 @@ def _rejects(spec: ExperimentSpec, metric: Metric, cells: Ints, control: int, ar
     if metric.role is Role.PRIMARY:
         z, level = np.abs(difference), spec.alpha / (2 * pairs * len(spec.primaries))
     else:
-        bad = 1.0 if metric.direction is Direction.DECREASE else -1.0
-        z, level = bad * difference - _tolerated(metric, means[:, control]), spec.guardrail_alpha
+        z, level = -oriented(metric, difference) - tolerated(metric, means[:, control]), spec.guardrail_alpha
         level /= pairs * len(spec.guardrails)
     critical = float(special.ndtri(1.0 - level))
     return np.asarray(enough & (z > critical * np.sqrt(np.where(enough, squared, 1.0))))
@@ -99,12 +112,3 @@ def _moments(metric: Metric, cells: Ints) -> tuple[Floats, Floats, Floats]:
     means = s / safe
     variances = np.maximum(q - s * means, 0.0) / (safe - 1.0) / safe
     return n, means * metric.step, variances * metric.step**2
-
-
-def _tolerated(metric: Metric, control_means: Floats) -> Floats:
-    """Harm that a guardrail allows: none of a critical one."""
-    if metric.critical or metric.margin is None:
-        return np.zeros_like(control_means)
-    if metric.margin.absolute is not None:
-        return np.full_like(control_means, metric.margin.absolute)
-    return np.asarray((metric.margin.relative or 0.0) * np.abs(control_means))

@@ -32,7 +32,10 @@ WORDS = {
     "stopped": "runs that were stopped",
     "false_stops": "runs stopped although nothing harmed yet",
     "shipped": "runs that shipped",
-    "false_claims": "runs that ever called an effect proven that is not there, or on the wrong side",
+    "shipped_best": "runs that shipped the arm that is best over all contexts",
+    "futile": "runs that were stopped for futility",
+    "false_claims": "runs that ever called an effect proven that the units counted do not have",
+    "false_safe": "runs that ever called a guardrail safe that was harmed by its margin or more",
     "reached_last_stage": "runs that came to the last stage",
     "ended_h_p50": "hours to the conclusion, median",
     "ended_h_p95": "hours to the conclusion, 95 %",
@@ -43,15 +46,20 @@ WORDS = {
     "rejected": "runs that rejected",
     "regret": "regret: what units lost against the best arm, mean",
     "regret_share": "regret as a share of that of a uniform split",
+    "on_best": "share of the units on the best arm of their context",
+    "on_best_at_end": "share of the traffic on the best arm of its context at the end",
     "best_at_end": "runs in which the best arm has the most weight at the end, in every context",
 }
 """What a measure is; of a comparison, what follows its dot."""
 
 _COMPARED = {
     "fixed_sample": "one z-test at the planned sample",
+    "fixed_known": "one z-test at the sample for just this effect",
     "peeked": "z-test at every look",
     "pooled": "pooled z-test at the horizon",
+    "immature": "z-test at every look of units whose windows are open",
     "uniform": "uniform split",
+    "context_free": "thompson without contexts",
 }
 
 
@@ -138,7 +146,7 @@ def _words(one: Summary, words: str) -> str:
 
 
 def _section(one: Summary) -> str:
-    rows = [(said(measure.name), _value(measure)) for measure in one.measures]
+    rows = [(said(measure.name), _value(measure) + _of_runs(one, measure)) for measure in one.measures]
     about = f"{one.title} {one.runs:,} runs, {one.looks:,} looks each at most."
     return f"### {one.scenario}\n\n{about}\n\n{_table(('measure', 'measured'), rows)}"
 
@@ -149,7 +157,13 @@ def said(name: str) -> str:
     return f"{_COMPARED[compared]}: {WORDS[rest]}" if dot else WORDS[name]
 
 
+def _of_runs(one: Summary, measure: Measure) -> str:
+    return "" if measure.runs == one.runs else f", of {measure.runs:,} runs"
+
+
 def _value(measure: Measure) -> str:
+    if measure.runs == 0:
+        return "no run"
     if measure.value is None:
         return "beyond the horizon"
     if measure.error is None:

@@ -7,13 +7,25 @@ from dataclasses import dataclass, field
 import msgspec
 import numpy as np
 
-from stream_xp.domain.decision import Action, ConfigRecord, Decision, LookTaken, MetricResult, MetricState
-from stream_xp.domain.experiment import OTHER, Direction, ExperimentRecord, ExperimentSpec, WeightEpoch
+from stream_xp.domain.decision import (
+    Action,
+    ConfigRecord,
+    Decision,
+    LookTaken,
+    MetricResult,
+    MetricState,
+    MonitorResult,
+)
+from stream_xp.domain.experiment import ExperimentRecord, WeightEpoch
 from stream_xp.domain.fields import duration_ms
 from stream_xp.domain.operator import OperatorAction, Order
 from stream_xp.domain.publication import next_config, next_record
+from stream_xp.domain.rollout import Policy
+from stream_xp.domain.statistics import ALL, ExperimentStatistics, Outcomes
 from stream_xp.engine.conclusion import looked
 from stream_xp.engine.evaluate import Evaluation, evaluate_all
+from stream_xp.engine.monitors import Beside, with_monitors
+from stream_xp.engine.policy import stop
 from stream_xp.engine.ramp import stage_of
 from stream_xp.engine.standing import NOTHING_SAID, Said, Standing, standing
 from stream_xp.engine.steering import (
@@ -27,8 +39,17 @@ from stream_xp.engine.steering import (
 )
 from stream_xp.engine.weights_by_policy import weights_by_policy
 from stream_xp.services.scenarios.naive import Naive
-from stream_xp.services.scenarios.scenario import Change, World
-from stream_xp.services.scenarios.world import Drawn, Floats, Ints, Stretch
+from stream_xp.services.scenarios.scenario import Change, Comparison, World
+from stream_xp.services.scenarios.truths import (
+    TINY,
+    Floats,
+    Ints,
+    followed_metric,
+    margin,
+    oriented,
+    tolerated,
+)
+from stream_xp.services.scenarios.world import Drawn, Stretch
 
 _SOURCE = "simulate"
 _ACTIONS = (Action.STOP, Action.SHIP)
@@ -40,14 +61,21 @@ class RunOutcome(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         action: the conclusion; None if there was none by the horizon.
         ended_ms: when it was decided.
-        onset_ms: when an arm began to be worse in a guardrail; None if none did.
-        harmed: units exposed to an arm that was worse in a guardrail, until the conclusion.
-        erred: an effect was claimed that is not there, or on the wrong side.
+        onset_ms: when the first arm began to harm; None if none did.
+        false_stop: a stop for harm of an arm that did no harm yet, or for a sample ratio, which is never wrong here.
+        futile: a stop for futility.
+        harmed: units that got an arm while it harmed, after a ship all units of the arm that shipped.
+        erred: an effect or harm was called proven that is not true of the units counted by then.
+        unsafe: a guardrail was called safe while the units counted by then were harmed by its margin or more.
         stage: of the ramp, at the end.
         epochs: weight epochs.
         regret, uniform_regret: of the metric that is to grow or shrink, what its exposed units lost against the best
             arm of their context, with the weights there were and with equal ones.
+        on_best: share of the units that got the best arm of their context.
+        on_best_at_end: the same of the weights at the end.
         best_at_end: the best arm had the most weight in every context.
+        shipped_best: a ship of the arm that is best over all contexts.
+        context_free: regret and `on_best` of a run that knows no contexts.
         naive: by comparison, when its test rejected (None if it did not) and the units harmed until then.
     """
 
@@ -56,14 +84,21 @@ class RunOutcome(msgspec.Struct, frozen=True, kw_only=True):
     metric: str | None
     ended_ms: int | None
     onset_ms: float | None
+    false_stop: bool
+    futile: bool
     harmed: float
     erred: bool
+    unsafe: bool
     stage: int | None
     epochs: int
     regret: float
     uniform_regret: float
+    on_best: float
+    on_best_at_end: float
     best_at_end: bool
+    shipped_best: bool
     naive: dict[str, tuple[int | None, float]]
+    context_free: tuple[float, float] | None = None
 
 
 @dataclass(slots=True)
@@ -75,9 +110,11 @@ class _Run:
     said: list[Said] = field(default_factory=list)
     standing: Standing = NOTHING_SAID
     looks: tuple[LookTaken, ...] = ()
+    monitors: tuple[MonitorResult, ...] = ()
     ended_ms: int | None = None
-    harmed: float = 0.0
+    futile: bool = False
     erred: bool = False
+    unsafe: bool = False
 
     @property
     def conclusion(self) -> Decision | None:
@@ -95,21 +132,43 @@ class Chunk(msgspec.Struct, frozen=True):
 
     def run(self) -> list[RunOutcome]:
         """Simulate."""
+        found = self._simulated(self.world)
+        if Comparison.CONTEXT_FREE not in self.world.scenario.comparisons:
+            return found
+        others = self._simulated(_without_contexts(self.world))
+        return [
+            msgspec.structs.replace(one, context_free=(other.regret, other.on_best))
+            for one, other in zip(found, others, strict=True)
+        ]
+
+    def _simulated(self, world: World) -> list[RunOutcome]:
         rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(self.number,)))
-        return _Simulation(self.world, self.runs, rng).outcomes()
+        return _Simulation(world, self.runs, rng).outcomes()
+
+
+def _without_contexts(world: World) -> World:
+    """The same experiment with a policy that knows no contexts."""
+    if world.spec.allocation is None:
+        raise ValueError("an experiment without a policy")
+    allocation = msgspec.structs.replace(world.spec.allocation, policy=Policy.THOMPSON, context=None)
+    spec = msgspec.structs.replace(world.spec, allocation=allocation)
+    scenario = msgspec.structs.replace(world.scenario, comparisons=(Comparison.UNIFORM,))
+    return msgspec.structs.replace(world, scenario=scenario, spec=spec)
 
 
 class _Simulation:
     """A chunk of runs, look after look."""
 
     def __init__(self, world: World, runs: int, rng: np.random.Generator) -> None:
-        self._world, self._spec, self._scenario = world, world.spec, world.scenario
+        self._spec, self._scenario, self._looks = world.spec, world.scenario, world.looks
         self._drawn = Drawn(world, runs, rng)
         self._naive = Naive(world, runs)
         record = next_record(None, world.spec, effective_ms=0)
         self._runs = [_Run(record, next_config(None, record)) for _ in range(runs)]
-        self._regret, self._uniform = np.zeros(runs), np.zeros(runs)
-        self._wanted = _wanted_metric(world.spec)
+        self._regret, self._uniform, self._harmed = np.zeros(runs), np.zeros(runs), np.zeros(runs)
+        self._on_best, self._units = np.zeros(runs), np.zeros(runs)
+        self._metrics = {metric.key: (at, metric) for at, metric in enumerate(world.spec.metrics)}
+        self._wanted = followed_metric(world.spec)
         self._concluded = np.full(runs, -1)
         """Number of the arm that all units get after a conclusion."""
         self._to_horizon = bool(self._scenario.comparisons)
@@ -119,9 +178,9 @@ class _Simulation:
     def outcomes(self) -> list[RunOutcome]:
         """Run to the horizon, or until all have ended and nothing is compared with them."""
         looks_ms = duration_ms(self._scenario.looks)
-        for look in range(1, self._world.looks + 1):
+        for look in range(1, self._looks + 1):
             for span in self._drawn.stretches(look):
-                self._lose(self._drawn.draw(span), span)
+                self._tally(self._drawn.draw(span), span)
             self._drawn.mature(look * looks_ms)
             self._look(look * looks_ms)
             if not self._to_horizon and not self._drawn.live.any():
@@ -135,19 +194,30 @@ class _Simulation:
         statistics = self._drawn.statistics(live)
         looks = [(self._runs[at].record, one) for at, one in zip(live, statistics, strict=True)]
         for at, evaluation, (_, one) in zip(live, evaluate_all(looks), looks, strict=True):
-            run = self._runs[at]
-            run.looks = looked(self._spec, evaluation, run.looks)
-            first_ms = one.first_exposure_ms
-            runtime_ms = 0 if first_ms is None else max(0, now_ms - first_ms)
-            seen = Seen(one, watermark_ms=now_ms, runtime_ms=runtime_ms, looks=run.looks)
-            steering = steer(run.record, run.standing, evaluation, seen, allocator=weights_by_policy)
-            run.erred = run.erred or _erred(self._world, evaluation)
-            self._conclude(run, steering, now_ms)
-            self._move(at, run, now_ms)
+            self._decide(at, evaluation, one, now_ms)
         self._naive.look(self._drawn, now_ms)
         for change in self._scenario.changes:
             if duration_ms(change.at) == now_ms:
                 self._change(change, now_ms)
+
+    def _decide(self, at: int, found: Evaluation, statistics: ExperimentStatistics, now_ms: int) -> None:
+        """What the decide stage does with the evidence of one experiment."""
+        run = self._runs[at]
+        evaluation = with_monitors(run.record, statistics, found, _beside(run, statistics))
+        run.monitors = evaluation.monitors or ()
+        run.looks = looked(self._spec, evaluation, run.looks)
+        first_ms = statistics.first_exposure_ms
+        runtime_ms = 0 if first_ms is None else max(0, now_ms - first_ms)
+        seen = Seen(statistics, watermark_ms=now_ms, runtime_ms=runtime_ms, looks=run.looks)
+        steering = steer(run.record, run.standing, evaluation, seen, allocator=weights_by_policy)
+        for one in evaluation.metrics:
+            if self._is_wrong(at, one):
+                run.unsafe |= one.state is MetricState.SAFE
+                run.erred |= one.state is not MetricState.SAFE
+        self._conclude(run, steering, now_ms)
+        if steering.decision.action is Action.STOP:
+            run.futile = stop(evaluation) is None
+        self._move(at, run, now_ms)
 
     def _conclude(self, run: _Run, steering: Steering, now_ms: int) -> None:
         """Say what was decided; a simulated person approves a proposal at once."""
@@ -192,7 +262,7 @@ class _Simulation:
 
     def _end(self, at: int, run: _Run, now_ms: int) -> None:
         # What would have come without the conclusion goes on being drawn, for the comparisons.
-        run.ended_ms, run.harmed = now_ms, float(self._drawn.harmed[at])
+        run.ended_ms = now_ms
         self._drawn.live[at] = False
         self._concluded[at] = int(np.argmax([run.config.weights[arm] for arm in self._drawn.truths.arms]))
 
@@ -214,68 +284,96 @@ class _Simulation:
 
     def _gaps(self, at_ms: float) -> Floats:
         """What a unit loses against the best arm of its context, (runs, contexts, arms)."""
-        index, good = self._wanted
-        means = good * self._drawn.truths.means(index, at_ms)
-        return np.asarray(means.max(axis=2, keepdims=True) - means)
+        means = self._drawn.truths.counted(self._wanted, at_ms)
+        good = oriented(self._spec.metrics[self._wanted], means)
+        return np.asarray(good.max(axis=2, keepdims=True) - good)
 
-    def _lose(self, units: Ints, span: Stretch) -> None:
-        gaps = self._gaps(span.middle_ms)
-        in_context = units.sum(axis=2)
+    def _tally(self, units: Ints, span: Stretch) -> None:
+        """Count what the units of a stretch lost and suffered, with the arms that they really got."""
+        gaps, in_context = self._gaps(span.middle_ms), units.sum(axis=2)
         self._uniform += (in_context * gaps.mean(axis=2)).sum(axis=1)
-        after = np.take_along_axis(gaps, np.maximum(self._concluded, 0)[:, None, None], axis=2)[:, :, 0]
-        lost = np.where(self._concluded[:, None] < 0, (units * gaps).sum(axis=2), in_context * after)
-        self._regret += lost.sum(axis=1)
+        got = units.copy()
+        over = np.flatnonzero(self._concluded >= 0)
+        got[over] = 0
+        got[over, :, self._concluded[over]] = in_context[over]
+        self._regret += (got * gaps).sum(axis=(1, 2))
+        self._on_best += (got * (gaps <= TINY)).sum(axis=(1, 2))
+        self._units += in_context.sum(axis=1)
+        self._harmed += (got.sum(axis=1) * self._drawn.truths.harming(span.middle_ms)).sum(axis=1)
 
-    def _best_at_end(self, at: int, gaps: Floats) -> bool:
-        concluded = self._concluded[at]
+    def _is_wrong(self, at: int, claim: MetricResult) -> bool:
+        """Whether something is called proven that is not true of the units counted by now."""
+        index, metric = self._metrics[claim.metric]
+        arm = self._drawn.truths.arms.index(claim.arm)
+        difference, control = self._drawn.true_effect(index, at, arm)
+        good, base = float(oriented(metric, np.array(difference))), np.array(control)
+        wrong = {
+            MetricState.BETTER: good <= TINY,
+            MetricState.WORSE: -good <= TINY,
+            MetricState.HARMED: -good <= float(tolerated(metric, base)) + TINY,
+            MetricState.SAFE: -good >= float(margin(metric, base)) - TINY,
+        }
+        return wrong.get(claim.state, False)
+
+    def _weights_at_end(self, at: int) -> Floats:
+        """(contexts, arms)."""
         weights = self._drawn.weights(at)
-        chosen = np.full(len(weights), concluded) if concluded >= 0 else weights.argmax(axis=1)
-        return bool((gaps[at][np.arange(len(weights)), chosen] <= 1e-12).all())
+        if self._concluded[at] < 0:
+            return weights
+        final = np.zeros_like(weights)
+        final[:, self._concluded[at]] = 1.0
+        return final
 
     def _outcome(self, at: int) -> RunOutcome:
         run, decision = self._runs[at], self._runs[at].conclusion
-        horizon_ms = duration_ms(self._scenario.horizon)
-        onset_ms = float(self._drawn.truths.onset_ms()[at])
+        truths, best = self._drawn.truths, self._gaps(duration_ms(self._scenario.horizon))[at] <= TINY
+        weights, onset_ms = self._weights_at_end(at), float(truths.onset_ms[at].min())
         return RunOutcome(
             action=None if decision is None else decision.action,
             arm=None if decision is None else decision.arm,
             metric=None if decision is None else decision.metric,
             ended_ms=run.ended_ms,
             onset_ms=onset_ms if np.isfinite(onset_ms) else None,
-            harmed=float(self._drawn.harmed[at]) if run.ended_ms is None else run.harmed,
+            false_stop=self._is_false_stop(at),
+            futile=run.futile,
+            harmed=float(self._harmed[at]),
             erred=run.erred,
+            unsafe=run.unsafe,
             stage=stage_of(self._spec, _last_open(run.record)),
             epochs=len(run.record.epochs),
             regret=float(self._regret[at]),
             uniform_regret=float(self._uniform[at]),
-            best_at_end=self._best_at_end(at, self._gaps(horizon_ms)),
+            on_best=float(self._on_best[at] / max(1.0, self._units[at])),
+            on_best_at_end=float(truths.shares @ (weights * best).sum(axis=1)),
+            best_at_end=bool(best[np.arange(len(best)), weights.argmax(axis=1)].all()),
+            shipped_best=self._shipped_best(at),
             naive=self._naive.of_run(at, self._drawn),
         )
+
+    def _is_false_stop(self, at: int) -> bool:
+        run, decision = self._runs[at], self._runs[at].conclusion
+        if decision is None or decision.action is not Action.STOP or run.futile or run.ended_ms is None:
+            return False
+        if decision.arm is None:
+            return True
+        truths = self._drawn.truths
+        return bool(truths.onset_ms[at, truths.arms.index(decision.arm)] >= run.ended_ms)
+
+    def _shipped_best(self, at: int) -> bool:
+        decision, truths = self._runs[at].conclusion, self._drawn.truths
+        if decision is None or decision.action is not Action.SHIP or decision.arm is None:
+            return False
+        means = truths.shares @ truths.counted(self._wanted, duration_ms(self._scenario.horizon))[at]
+        good = oriented(self._spec.metrics[self._wanted], means)
+        return bool(good[truths.arms.index(decision.arm)] >= good.max() - TINY)
+
+
+def _beside(run: _Run, statistics: ExperimentStatistics) -> Beside:
+    """What monitors know of records that all came once, in time and to the end."""
+    units = sum(arm.units for arm in statistics.units if arm.segment == ALL)
+    records = Outcomes(read=units, counted=units)
+    return Beside(records, Outcomes(), data_age_ms=0, before=run.monitors, opened=run.standing.opened)
 
 
 def _last_open(record: ExperimentRecord) -> WeightEpoch:
     return next(epoch for epoch in reversed(record.epochs) if not epoch.final)
-
-
-def _wanted_metric(spec: ExperimentSpec) -> tuple[int, float]:
-    """The metric that traffic is to follow, and 1 or -1 as it is to grow or shrink."""
-    keys = [metric.key for metric in spec.metrics]
-    followed = spec.allocation.metric if spec.allocation else (spec.primaries or spec.metrics)[0].key
-    index = keys.index(followed)
-    return index, 1.0 if spec.metrics[index].direction is Direction.INCREASE else -1.0
-
-
-def _erred(world: World, evaluation: Evaluation) -> bool:
-    """Whether an effect is claimed that is not there, or on the wrong side in every context."""
-    claimed = (MetricState.BETTER, MetricState.WORSE, MetricState.HARMED)
-    return any(one.state in claimed and not _true(world, one) for one in evaluation.metrics)
-
-
-def _true(world: World, claim: MetricResult) -> bool:
-    contexts = world.scenario.contexts
-    direction = next(metric.direction for metric in world.spec.metrics if metric.key == claim.metric)
-    multiples = world.scenario.truths[claim.metric].multiples(
-        claim.arm, list(contexts.shares) if contexts else [OTHER]
-    )
-    more = (claim.state is MetricState.BETTER) == (direction is Direction.INCREASE)
-    return any(times > 1.0 if more else times < 1.0 for times in multiples)

@@ -16,19 +16,29 @@ from click.testing import CliRunner
 from stream_xp import simulator
 from stream_xp.cli import main
 from stream_xp.domain.codec import Limits
-from stream_xp.domain.decision import Action
+from stream_xp.domain.decision import Action, Method, MetricResult, MetricState
 from stream_xp.domain.publication import next_config, next_record
 from stream_xp.engine.columns import Block, exposure_columns, reward_columns
 from stream_xp.engine.registry import Entry, Registry
 from stream_xp.engine.state import EXPOSURES, REWARDS, PartitionState
 from stream_xp.errors import ConfigError
 from stream_xp.services.scenarios import harness
-from stream_xp.services.scenarios.measures import Measure, _holds, _quantile, _rate, summary
+from stream_xp.services.scenarios.early import Early
+from stream_xp.services.scenarios.measures import (
+    _NOTHING,
+    Measure,
+    _holds,
+    _quantile,
+    _rate,
+    check_claims,
+    summary,
+)
 from stream_xp.services.scenarios.naive import rejected
 from stream_xp.services.scenarios.report import WORDS, complaints, page, read_results, results_path, said
-from stream_xp.services.scenarios.runs import Chunk
+from stream_xp.services.scenarios.runs import Chunk, _Simulation
 from stream_xp.services.scenarios.scenario import Delays, DelayShape, load_scenario
-from stream_xp.services.scenarios.world import HOUR_MS, Drawn, Truths, in_time
+from stream_xp.services.scenarios.truths import Truths, in_time
+from stream_xp.services.scenarios.world import HOUR_MS, Drawn
 
 ROOT = Path(__file__).parents[3]
 EXAMPLES = sorted((ROOT / "examples" / "scenarios").glob("*.yaml"))
@@ -99,9 +109,9 @@ MINUTES = experiment(metrics=[{**MEAN, "role": "primary"}])
 @pytest.mark.parametrize(
     ("over", "field", "rule"),
     [
-        ({"lookz": "1h"}, "the file", "unknown field `lookz`"),
+        ({"lookz": "1h"}, "lookz", "unknown field, did you mean looks?"),
         ({"looks": "often"}, "looks", "a whole number and a unit"),
-        ({"traffic": {"units_per_hour": 0}}, "traffic.units_per_hour", "> 0"),
+        ({"traffic": {"units_per_hour": 0}}, "traffic.units_per_hour", "greater than 0"),
         ({"looks": "0s"}, "looks", "longer than 0"),
         ({"looks": "7m"}, "horizon", "multiple of looks"),
         ({"activation": "1h"}, "activation", "not be longer than looks"),
@@ -137,6 +147,31 @@ MINUTES = experiment(metrics=[{**MEAN, "role": "primary"}])
         ({"changes": [{"at": "1h", "weights": {"a": 1}}]}, "changes[0].weights", "name every arm"),
         ({"changes": [{"at": "1h", "weights": {"a": 0.5, "b": 0.4}}]}, "changes[0].weights", "sum to 1"),
         ({"claims": [{"measure": "stopped"}]}, "claims[0]", "exactly one"),
+        ({"delays": {"mean": "1m", "arms": {"c": "1m"}}}, "delays.arms.c", "no arm"),
+        ({"delays": {"mean": "1m", "arms": {"b": "0s"}}}, "delays.arms.b", "longer than 0"),
+        ({"comparisons": ["fixed_known"]}, "known_sample", "goes with"),
+        ({"known_sample": 100}, "known_sample", "goes with"),
+        ({"comparisons": ["context_free"]}, "comparisons", "policy contextual"),
+        ({"comparisons": ["peekd"]}, "comparisons[0]", "did you mean peeked?"),
+        ({"traffic": {"units_per_hour": 1e12}}, "traffic.units_per_hour", "more than 1e+12 units"),
+        ({"traffic": {"units_per_hour": float("inf")}}, "traffic.units_per_hour", "finite"),
+        ({"changes": [{"at": "4h", "weights": {"a": 0.5, "b": 0.5}}]}, "changes[0].at", "before the horizon"),
+        ({"experiment": 3}, "experiment", "expected text, got the number"),
+        ({"experiment": "nowhere.yaml"}, "nowhere.yaml", "cannot be read"),
+        (
+            {"experiment": MINUTES, "truths": {"minutes": {"mean": 5, "sd": 5}}, "comparisons": ["immature"]},
+            "comparisons",
+            "immature needs conversions",
+        ),
+        (
+            {
+                "experiment": MINUTES,
+                "truths": {"minutes": {"mean": 5, "sd": 5}},
+                "traffic": {"units_per_hour": 900_000},
+            },
+            "truths.minutes",
+            "drawn between two looks",
+        ),
         ({"experiment": experiment(planned_sample=1)}, "planned_sample", "100"),
         ({"experiment": MINUTES, "truths": {"minutes": {"mean": 5}}}, "truths.minutes.sd", "required"),
         (
@@ -169,11 +204,75 @@ def test_metrics_that_are_not_drawn_are_refused(load):
 
 
 def test_what_is_no_scenario_is_refused(tmp_path):
-    (tmp_path / "x.yaml").write_text("[", encoding="utf-8")
-    with pytest.raises(ConfigError, match="is not YAML"):
-        load_scenario(tmp_path / "x.yaml")
+    for text, rule in (
+        ("[", "is not YAML"),
+        ("a: &x 1\nb: *x", "aliases"),
+        ("", "is empty"),
+        ("[1]", "expected fields"),
+    ):
+        (tmp_path / "x.yaml").write_text(text, encoding="utf-8")
+        with pytest.raises(ConfigError, match=rule):
+            load_scenario(tmp_path / "x.yaml")
     with pytest.raises(ConfigError, match="cannot be read"):
         load_scenario(tmp_path / "y.yaml")
+
+
+LINES = """\
+scenario: lines
+title: A title.
+experiment:
+  experiment: one
+  owner: o
+  hypothesis: h
+  unit: member
+  arms:
+    - {key: a, weight: 0.6, control: true}
+    - {key: b, weight: 0.4}
+  metrics:
+    - {key: errors, kind: conversion, role: guardrail, direction: decrease, attribution_window: 1m, margin: {absolute: 1}}
+  planned_sample: 2000
+traffic: {units_per_hour: 600}
+truths:
+  errors:
+    mean: 0.1
+    arms:
+      b: {times: 2}
+looks: 30m
+horizon: 4h
+claims:
+  - {measure: stopped, at_least: 0.9}
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "where"),
+    [
+        ("title: A title.", "title: ''", "2:8: title: has 0 characters"),
+        ("weight: 0.4", "weight: 0.5", "8:3: experiment.arms: "),
+        (
+            "planned_sample: 2000",
+            "planned_sample: 10",
+            "13:19: experiment.planned_sample: must be at least 100",
+        ),
+        ("{units_per_hour: 600}", "{units_per_hour: -1}", "14:27: traffic.units_per_hour: must be greater"),
+        ("b: {times: 2}", "c: {times: 2}", "19:7: truths.errors.arms.c: is no arm"),
+        ("b: {times: 2}", "b: {times: 20}", "17:11: truths.errors.mean: a rate must stay"),
+        ("horizon: 4h", "horizon: 4h\nhorizon: 5h", "22:1: horizon: given twice, first on line 21"),
+        ("horizon: 4h", "horizon: 250m", "21:10: horizon: must be a multiple"),
+        ("looks: 30m\n", "", "1:1: looks: required field is missing"),
+        ("measure: stopped", "measure: regret", "23:15: claims[0].measure: 'regret' is no measure"),
+        ("at_least: 0.9", "at_least: regret", "23:34: claims[0].at_least: 'regret' is no measure"),
+    ],
+)
+def test_a_fault_names_its_line(tmp_path, old, new, where):
+    path = tmp_path / "lines.yaml"
+    path.write_text(LINES, encoding="utf-8")
+    check_claims(load_scenario(path))
+    assert old in LINES
+    path.write_text(LINES.replace(old, new), encoding="utf-8")
+    with pytest.raises(ConfigError) as raised:
+        check_claims(load_scenario(path))
+    assert str(raised.value).startswith(f"{path}:{where}"), raised.value
 
 
 # ---- what is drawn -------------------------------------------------------------------------------------------
@@ -342,8 +441,8 @@ def test_share_of_rewards_that_come_in_time(shape):
         "exponential": lambda: rng.exponential(10, 200_000),
         "lognormal": lambda: rng.lognormal(math.log(10) - 0.32, 0.8, 200_000),
     }[shape]()
-    assert in_time(delays, 15 * 60_000) == pytest.approx((drawn < 15).mean(), abs=0.005)
-    assert in_time(None, 1) == 1.0
+    assert in_time(delays, 15 * 60_000, "a") == pytest.approx((drawn < 15).mean(), abs=0.005)
+    assert in_time(None, 1, "a") == 1.0
 
 
 def test_truths_drift_begin_fade_and_wait_for_a_stage(load):
@@ -354,7 +453,6 @@ def test_truths_drift_begin_fade_and_wait_for_a_stage(load):
     means = [truths.means(0, at * HOUR_MS)[0, 0].tolist() for at in (0, 1, 2, 3)]
     wanted = [[0.1, 0.1], [0.15, 0.45], [0.2, 0.4], [0.2, 0.3]]
     assert means == [pytest.approx(one) for one in wanted]
-    assert truths.onset_ms().tolist() == [HOUR_MS]
 
     staged = load(
         experiment=experiment(ramp={"stages": [{"coverage": 0.5}, {"coverage": 1}]}),
@@ -362,10 +460,109 @@ def test_truths_drift_begin_fade_and_wait_for_a_stage(load):
     )
     truths = Truths(staged, 2)
     truths.reached(0, 0, 5.0)
-    assert np.isinf(truths.onset_ms()).all()
     truths.reached(1, 1, 7.0)
-    assert truths.onset_ms().tolist() == [math.inf, 7.0]
+    assert truths.harming(8.0).tolist() == [[False, False], [False, True]]
     assert truths.means(0, 8.0)[:, 0, 1].tolist() == pytest.approx([0.1, 0.2])
+    assert truths.can_harm(staged)
+
+
+HARMLESS = {"critical": False, "margin": {"absolute": 0.05}}
+
+
+@pytest.mark.parametrize(
+    ("metric", "arms", "harms"),
+    [
+        ({}, {"b": {"times": 1.01}}, True),
+        ({}, {"b": {"times": 0.9}}, False),
+        ({"direction": "increase"}, {"b": {"times": 0.9}}, True),
+        ({"role": "primary", "margin": None, "critical": None}, {"b": {"times": 2}}, False),
+        # No more than the margin allows, and a little more.
+        (HARMLESS, {"b": {"times": 1.5}}, False),
+        (HARMLESS, {"b": {"times": 1.51}}, True),
+        ({"critical": False, "margin": {"relative": 0.2}}, {"b": {"times": 1.19}}, False),
+        ({"critical": False, "margin": {"relative": 0.2}}, {"b": {"times": 1.21}}, True),
+        # Against the control, whatever the baseline is.
+        ({}, {"a": {"times": 1.5}, "b": {"times": 1.4}}, False),
+        ({}, {"a": {"times": 0.5}}, True),
+    ],
+)
+def test_an_arm_harms_beyond_what_its_guardrail_tolerates(load, metric, arms, harms):
+    of_metric = {**experiment()["metrics"][0], **metric}
+    of_metric = {name: value for name, value in of_metric.items() if value is not None}
+    world = load(experiment=experiment(metrics=[of_metric]), truths={"errors": {"mean": 0.1, "arms": arms}})
+    truths = Truths(world, 1)
+    assert truths.harming(0.0).tolist() == [[False, harms]]
+    assert truths.can_harm(world) is harms
+
+
+def test_harm_in_one_context_counts_with_its_share(load):
+    def harms(tv, phone):
+        contexts = {"tv": {"b": tv}, "phone": {"b": phone}}
+        world = load(
+            experiment=experiment(segments={"device": ["tv", "phone"]}),
+            contexts={"segment": "device", "shares": {"tv": 0.25, "phone": 0.75}},
+            truths={"errors": {"mean": 0.1, "contexts": contexts}},
+        )
+        return bool(Truths(world, 1).harming(0.0)[0, 1])
+
+    assert harms(1.5, 1.0)
+    assert not harms(1.5, 0.8)
+
+
+def test_the_true_effect_is_that_of_the_units_counted(load):
+    """Half of the units of each arm come before the effect, and all of those that are not mature are left out."""
+    world = load(
+        truths={"errors": {"mean": 0.1, "arms": {"b": {"times": 3, "since": "1h"}}}},
+        traffic={"units_per_hour": 1e6},
+    )
+    drawn = Drawn(world, 1, np.random.default_rng(1))
+    drawn.follow(0, next_config(None, next_record(None, world.spec, effective_ms=0)), 0)
+    found = []
+    for look in range(1, 5):
+        for span in drawn.stretches(look):
+            drawn.draw(span)
+        drawn.mature(look * 30 * 60_000)
+        found.append(drawn.true_effect(0, 0, 1))
+    # Of the units until 1:50 those of the last 50 minutes have the effect.
+    assert found[1] == (0.0, pytest.approx(0.1))
+    assert found[3] == (pytest.approx(0.2 * 50 / 110, rel=0.01), pytest.approx(0.1))
+    assert drawn.true_effect(0, 0, 0) == (0.0, pytest.approx(0.1))
+
+
+@pytest.mark.parametrize(
+    ("state", "effect", "wrong"),
+    [
+        ("worse", 0.0, True),
+        ("worse", 0.01, False),
+        ("better", 0.01, True),
+        ("better", -0.01, False),
+        ("harmed", 0.049, True),
+        ("harmed", 0.051, False),
+        ("safe", 0.049, False),
+        ("safe", 0.05, True),
+        ("inconclusive", 0.0, False),
+    ],
+)
+def test_what_is_called_proven_is_held_against_the_truth(load, monkeypatch, state, effect, wrong):
+    metric = {**experiment()["metrics"][0], **HARMLESS}
+    simulation = _Simulation(load(experiment=experiment(metrics=[metric])), 1, np.random.default_rng(1))
+    monkeypatch.setattr(Drawn, "true_effect", lambda *_: (effect, 0.1))
+    claim = MetricResult("errors", "guardrail", "b", MetricState(state), Method.ASYMPTOTIC, 100, 100)
+    assert simulation._is_wrong(0, claim) is wrong
+
+
+def test_rewards_come_by_their_delays(load):
+    """After any time the share that has come is that of the distribution, and after the window all have come."""
+    world = load(delays={"mean": "5m", "arms": {"b": "1m"}})
+    early = Early(world, 1, np.random.default_rng(1))
+    units, rewards = np.full((1, 2), 100_000), np.full((1, 2), 50_000)
+    early.expose(0, 0.0, units, rewards)
+    for minute in (2, 5, 10):
+        early.look(minute * 60_000)
+        come = [(1 - math.exp(-minute / mean)) / (1 - math.exp(-10 / mean)) for mean in (5, 1)]
+        assert early.counts[0, 1, 0] / 50_000 == pytest.approx(come, abs=0.01)
+        assert early.counts[0, 0].tolist() == units.tolist()
+    assert early.counts[0, 1].tolist() == early.counts[0, 2].tolist() == rewards.tolist()
 
 
 # ---- the engine ----------------------------------------------------------------------------------------------
@@ -395,6 +592,102 @@ def test_a_ramp_goes_through_its_stages_and_ships(load):
     )
     for run in Chunk(world, 0, 5, 1).run():
         assert (run.action, run.arm, run.stage, run.epochs) == (Action.SHIP, "b", 1, 3)
+
+
+ORDERS = {
+    "key": "orders",
+    "kind": "conversion",
+    "role": "primary",
+    "direction": "increase",
+    "attribution_window": "10m",
+}
+BOTH = [{**experiment()["metrics"][0], **HARMLESS}, ORDERS]
+ORDERS_TRUTH = {"mean": 0.1, "arms": {"b": {"times": 3}}}
+
+
+def test_after_a_ship_all_units_of_a_harmful_arm_are_harmed(load):
+    world = load(
+        experiment=experiment(metrics=BOTH),
+        truths={
+            "errors": {"mean": 0.1, "arms": {"b": {"times": 3, "since": "3h"}}},
+            "orders": ORDERS_TRUTH,
+        },
+        traffic={"units_per_hour": 6000},
+        comparisons=["uniform"],
+    )
+    for run in Chunk(world, 0, 3, 1).run():
+        assert (run.action, run.shipped_best, run.false_stop) == (Action.SHIP, True, False)
+        assert run.ended_ms < 3 * HOUR_MS
+        # All of one hour, and not the 40 % that the arm had in the experiment.
+        assert run.harmed == pytest.approx(6000, rel=0.1)
+
+
+def test_monitors_hold_as_in_the_service(load):
+    """Three times the orders are taken for lost rewards of the control, where the file says so."""
+    held = load(
+        experiment=experiment(metrics=BOTH, monitors={"reward_loss": 1.5}),
+        truths={"errors": {"mean": 0.1}, "orders": ORDERS_TRUTH},
+        traffic={"units_per_hour": 6000},
+    )
+    assert [run.action for run in Chunk(held, 0, 2, 1).run()] == [None, None]
+
+
+def test_a_stop_for_futility_is_no_false_stop(load):
+    world = load(
+        experiment=experiment(
+            metrics=[{**ORDERS, "minimum_effect": {"absolute": 0.1}}],
+            conclusion={"mode": "auto", "futility": True},
+        ),
+        truths={"orders": {"mean": 0.1}},
+        traffic={"units_per_hour": 6000},
+    )
+    for run in Chunk(world, 0, 2, 1).run():
+        assert (run.action, run.futile, run.false_stop) == (Action.STOP, True, False)
+
+
+def test_a_stop_of_an_arm_that_does_no_harm_yet_is_false(load):
+    world = load(truths={"errors": {"mean": 0.05, "arms": {"b": {"times": 5, "since": "1h"}}}})
+    simulation = _Simulation(world, 2, np.random.default_rng(1))
+    simulation.outcomes()
+    found = []
+    for ended_ms in (HOUR_MS, 2 * HOUR_MS):
+        simulation._runs[0].ended_ms = ended_ms
+        found.append(simulation._is_false_stop(0))
+    assert found == [True, False]
+
+
+CONTEXTUAL = {
+    "arms": [{"key": "a", "weight": 0.5, "control": True}, {"key": "b", "weight": 0.5}],
+    "metrics": [ORDERS],
+    "segments": {"device": ["tv", "phone"]},
+    "minimum_runtime": "52w",
+    "allocation": {
+        "policy": "contextual",
+        "context": "device",
+        "metric": "orders",
+        "floor": 0.1,
+        "interval": "30m",
+        "maximum_change": 0.5,
+    },
+}
+
+
+def test_contexts_are_worth_their_regret(load):
+    world = load(
+        experiment=experiment(**CONTEXTUAL),
+        contexts={"segment": "device", "shares": {"tv": 0.5, "phone": 0.5}},
+        truths={"orders": {"mean": 0.2, "contexts": {"tv": {"b": 2}, "phone": {"b": 0.3}}}},
+        comparisons=["uniform", "context_free"],
+        claims=[{"measure": "regret", "at_most": "context_free.regret"}],
+    )
+    found = summary(world, Chunk(world, 0, 5, 1).run())
+    values = {measure.name: measure.value for measure in found.measures}
+    assert values["on_best"] > 0.7
+    assert values["on_best_at_end"] == pytest.approx(0.9)
+    # One of two arms for everybody is right for half of the units, whatever the weights are.
+    assert values["context_free.on_best"] == pytest.approx(0.5, abs=0.03)
+    assert values["regret"] < 0.6 * values["context_free.regret"]
+    assert found.holds
 
 
 def test_a_proposal_is_approved_at_once(load):
@@ -485,10 +778,42 @@ def test_claims(value, limit, most, promised, holds):
     assert _holds(measure, limit, most=most, promised=promised) is holds
 
 
-def test_a_claim_about_nothing_is_refused(load):
-    world = load(claims=[{"measure": "regret", "at_most": 1}])
-    with pytest.raises(ConfigError, match="'regret' is no measure"):
-        summary(world, Chunk(world, 0, 2, 1).run())
+def test_of_two_values_beyond_the_horizon_none_is_the_smaller_one():
+    never = Measure(name="x", value=None, error=None, runs=100)
+    assert not _holds(never, None, most=True, promised=False)
+    assert not _holds(never, None, most=False, promised=False)
+    assert _holds(never, 3.0, most=False, promised=True)
+    assert not _holds(Measure(name="x", value=None, error=None, runs=0), 3.0, most=False, promised=True)
+
+
+def test_delays_and_harm_are_of_the_runs_that_met_the_harm(load):
+    """A run that was stopped before is a false stop; its delay is not the longest, and its 0 units no success."""
+    world = load(
+        truths={"errors": {"mean": 0.1, "arms": {"b": {"times": 2, "since": "2h"}}}}, comparisons=["peeked"]
+    )
+
+    def run(action, hours, harmed, peeked, **more):
+        return msgspec.structs.replace(
+            _NOTHING,
+            action=action,
+            ended_ms=hours * HOUR_MS,
+            onset_ms=2.0 * HOUR_MS,
+            harmed=harmed,
+            naive={"peeked": (peeked * HOUR_MS, 10.0 * peeked)},
+            **more,
+        )
+
+    runs = [
+        run(Action.STOP, 3, 30.0, 4),
+        run(Action.STOP, 1, 0.0, 1, false_stop=True),
+        run(Action.SHIP, 1, 90.0, 2),
+    ]
+    found = {measure.name: measure for measure in summary(world, runs).measures}
+    assert (found["delay_h_p50"].value, found["delay_h_p50"].runs) == (1.0, 2)
+    assert found["delay_h_p95"].value is None
+    assert [found[f"units_harmed_{p}"].value for p in ("p50", "p95")] == [30.0, 90.0]
+    assert (found["peeked.false_stops"].value, found["peeked.delay_h_p95"].runs) == (pytest.approx(2 / 3), 1)
+    assert (found["peeked.delay_h_p95"].value, found["peeked.units_harmed_p95"].value) == (2.0, 40.0)
 
 
 # ---- files of this repository ------------------------------------------------------------------------------------
