@@ -17,7 +17,15 @@ EXAMPLES = Path(__file__).parents[2] / "examples" / "scenarios"
 
 @pytest.mark.parametrize(
     ("name", "runs"),
-    [("errors-times-3", 20), ("policy-thompson", 10), ("ramp-to-all", 10), ("ramp-with-drift", 30)],
+    [
+        ("errors-times-3", 30),
+        ("faster-conversions", 20),
+        ("policy-thompson", 10),
+        ("ramp-to-all", 10),
+        ("ramp-with-drift", 30),
+        ("short-game", 10),
+        ("two-contexts", 5),
+    ],
 )
 def test_claims_hold(name, runs, record_property):
     (found,) = simulate([load_scenario(EXAMPLES / f"{name}.yaml")], runs=runs, seed=1)

@@ -229,11 +229,11 @@ experiment:
     - {key: a, weight: 0.6, control: true}
     - {key: b, weight: 0.4}
   metrics:
-    - {key: errors, kind: conversion, role: guardrail, direction: decrease, attribution_window: 1m, margin: {absolute: 1}}
+    - {key: e, kind: conversion, role: guardrail, direction: decrease, attribution_window: 1m, margin: {absolute: 1}}
   planned_sample: 2000
 traffic: {units_per_hour: 600}
 truths:
-  errors:
+  e:
     mean: 0.1
     arms:
       b: {times: 2}
@@ -255,8 +255,8 @@ claims:
             "13:19: experiment.planned_sample: must be at least 100",
         ),
         ("{units_per_hour: 600}", "{units_per_hour: -1}", "14:27: traffic.units_per_hour: must be greater"),
-        ("b: {times: 2}", "c: {times: 2}", "19:7: truths.errors.arms.c: is no arm"),
-        ("b: {times: 2}", "b: {times: 20}", "17:11: truths.errors.mean: a rate must stay"),
+        ("b: {times: 2}", "c: {times: 2}", "19:7: truths.e.arms.c: is no arm"),
+        ("b: {times: 2}", "b: {times: 20}", "17:11: truths.e.mean: a rate must stay"),
         ("horizon: 4h", "horizon: 4h\nhorizon: 5h", "22:1: horizon: given twice, first on line 21"),
         ("horizon: 4h", "horizon: 250m", "21:10: horizon: must be a multiple"),
         ("looks: 30m\n", "", "1:1: looks: required field is missing"),
