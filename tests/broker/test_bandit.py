@@ -19,6 +19,7 @@ from stream_xp.domain.decision import ConfigRecord, Result, RolloutStatus
 from stream_xp.domain.experiment import ExperimentSpec
 from stream_xp.domain.publication import next_config, next_record
 from stream_xp.domain.statistics import PartitionStatistics, add_outcomes
+from stream_xp.services.verify.service import Verdict, verify
 from stream_xp.services.worker import WorkerThread
 from stream_xp.settings import Settings
 
@@ -202,6 +203,8 @@ def test_a_contextual_bandit_finds_a_different_best_arm_in_two_contexts(
         # Units that are drawn with the learned weights.
         until(lambda one: one.drawn["new", newest.weight_epoch, "ios"] >= 50)
         until(lambda one: one.counted.total() >= one.drawn.total(), sending=False)
+        signals = {config.signal_id for config in application.configs if config.signal_id is not None}
+        verdicts = [verdict for name in sorted(signals) for verdict in verify(application.settings, name)]
 
     assert [one.weight_epoch for one in application.configs] == list(range(len(application.configs)))
     # At most 0.15 in one update: not learned at once, and learned step by step.
@@ -216,6 +219,11 @@ def test_a_contextual_bandit_finds_a_different_best_arm_in_two_contexts(
     # Every unit counts in the epoch and the context it was drawn in.
     assert application.counted == application.drawn
     assert {epoch for _, epoch, _ in application.drawn} >= set(range(newest.weight_epoch + 1))
+    # From the raw topics: the same statistics, the same weights.
+    assert len(verdicts) == len(application.configs) - 1
+    assert {(one.verdict, one.first_difference) for one in verdicts} == {(Verdict.EQUAL, None)}
+    weights_lines = [line for one in verdicts for line in one.lines if line.what == "signal contexts"]
+    assert {line.derived for line in weights_lines} == {str(one.contexts) for one in application.configs[1:]}
     result = application.results[-1]
     assert result.sample_ratio is not None
     assert not result.sample_ratio.mismatch

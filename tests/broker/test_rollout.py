@@ -16,6 +16,7 @@ from stream_xp.adapters.topic_writer import TopicWriter
 from stream_xp.domain.decision import Action, ConfigRecord, Result, RolloutStatus, Signal
 from stream_xp.domain.experiment import ExperimentRecord, ExperimentSpec, WeightEpoch
 from stream_xp.domain.operator import OperatorAction, Order, OrderSignal
+from stream_xp.services.verify.service import Verdict, verify
 from stream_xp.services.worker import WorkerThread
 from stream_xp.settings import Settings
 
@@ -238,7 +239,12 @@ def actions(rollout: Rollout) -> list[str]:
 def test_a_ramp_from_one_percent_ends_in_ship(embedded_broker: EmbeddedBroker) -> None:
     with running(embedded_broker, spec(ramp={"stages": STAGES})) as (rollout, until, _):
         until(concluded)
+        verdicts = [
+            verdict for _, signal in rollout.signals for verdict in verify(rollout.settings, signal.id)
+        ]
     assert rollout.coverages == list(SHARES)
+    # Each advance and the ship, from the raw topics: the same statistics, the same decision.
+    assert [(one.verdict, one.first_difference) for one in verdicts] == [(Verdict.EQUAL, None)] * 6
     assert actions(rollout) == [Action.ADVANCE] * 5 + [Action.SHIP]
     config = rollout.configs[-1][1]
     assert (config.status, config.weights) == (RolloutStatus.SHIPPED, {"old": 0.0, "new": 1.0})

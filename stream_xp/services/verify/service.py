@@ -23,6 +23,7 @@ from stream_xp.domain.statistics import (
 from stream_xp.engine.conclusion import guarantee, information, looked
 from stream_xp.engine.evaluate import Evaluation, evaluate
 from stream_xp.engine.monitors import with_monitors
+from stream_xp.engine.registry import Entry, Registry
 from stream_xp.engine.standing import NOTHING_SAID
 from stream_xp.engine.steering import Seen, steer
 from stream_xp.engine.weights_by_policy import weights_by_policy
@@ -261,9 +262,19 @@ def _records(result: Result, specs: Sequence[LoggedSpec]) -> list[ExperimentReco
             f"(METHODS is {METHODS} in version {__version__}, the signal is of version {result.code_version}): "
             "verify it with that version"
         )
-    newest = good[-1]
+    newest = _in_force(good)
     counts = [result.weight_epochs] if result.weight_epochs else range(len(newest.epochs), 0, -1)
     return [msgspec.structs.replace(newest, epochs=newest.epochs[:count]) for count in counts]
+
+
+def _in_force(records: Sequence[ExperimentRecord]) -> ExperimentRecord:
+    """Return the newest record of a version that the engine does not refuse, with all its weight epochs."""
+    spec = records[0].spec
+    registry = Registry(
+        Entry(offset=at, experiment=spec.experiment, in_force_ms=at, record=record)
+        for at, record in enumerate(records)
+    )
+    return registry.newest(spec.experiment, spec.version) or records[0]
 
 
 def _assumed(result: Result) -> str | None:

@@ -730,3 +730,125 @@ def test_every_field_of_a_result_is_compared_but_telemetry(broker: Broker) -> No
         "spread_ms",
         "rollout",
     } | ({"invalid"} - compared)
+
+
+CONTEXTS = ("ios", "web")
+GUARDRAIL = {
+    "key": "errors",
+    "kind": "conversion",
+    "role": "guardrail",
+    "direction": "decrease",
+    "attribution_window": "1s",
+    "margin": {"absolute": 0.1},
+}
+
+
+def adaptive(policy: str, **fields: Any) -> ExperimentRecord:
+    """Three arms whose weights follow clicks, after two weight epochs."""
+    given = msgspec.to_builtins(SPEC)
+    allocation = {
+        "policy": policy,
+        "metric": "click",
+        "interval": "1m",
+        "burn_in": {"units": 20, "conversions": 2},
+    }
+    given |= {
+        "arms": [{"key": arm, "weight": 1 / 3, "control": arm == "a"} for arm in "abc"],
+        "metrics": [given["metrics"][0], GUARDRAIL],
+        "allocation": allocation | fields,
+        "minimum_runtime": "1h",
+    }
+    if policy == "contextual":
+        given |= {
+            "segments": {"platform": CONTEXTS},
+            "allocation": given["allocation"] | {"context": "platform"},
+        }
+    spec = msgspec.convert(given, ExperimentSpec)
+    moved = {"a": 0.3, "b": 0.4, "c": 0.3}
+    contexts = dict.fromkeys(CONTEXTS, moved) if policy == "contextual" else {}
+    epochs = (
+        WeightEpoch(epoch=0, weights=spec.weights, effective_ms=0),
+        WeightEpoch(epoch=1, weights=moved, effective_ms=1, contexts=contexts, signal_id="before"),
+    )
+    return ExperimentRecord(spec=spec, epochs=epochs, design_hash=spec.design_hash())
+
+
+def fill_epochs(broker: Broker, record: ExperimentRecord, *, harmful: str = "") -> None:
+    """Units of two weight epochs; b clicks most on one platform, c on the other one; `harmful` errs."""
+    dice = random.Random(5)
+    broker.add("xp.experiments", b"exp", msgspec.json.encode(record), at_ms=T - 1_000)
+    for n in range(900):
+        epoch, platform, unit = int(n >= 300), CONTEXTS[n % 2], f"u{n}"
+        weights = record.epochs[epoch].weights
+        (arm,) = dice.choices(list(weights), weights=list(weights.values()))
+        event = {"time": T + n, "unit": unit}
+        placed = {"experiment": "exp", "arm": arm, "weight_epoch": epoch, "segments": {"platform": platform}}
+        best = {"ios": "b", "web": "c"}[platform]
+        values = [("exposures", event | placed | {"id": f"e{n}"})]
+        if dice.random() < (0.5 if arm == best else 0.2):
+            values.append(("rewards", event | {"metric": "click", "id": f"c{n}"}))
+        if dice.random() < (0.7 if arm == harmful else 0.05):
+            values.append(("rewards", event | {"metric": "errors", "id": f"x{n}"}))
+        for topic, value in values:
+            broker.add(
+                f"xp.{topic}", unit.encode(), json.dumps(value).encode(), at_ms=T + n, partition=n % 3 % 2
+            )
+
+
+def forged(signal: Signal, **fields: Any) -> Signal:
+    decision = msgspec.structs.replace(signal.data.decision, **fields)
+    data = msgspec.structs.replace(with_result(signal, decision=decision).data, decision=decision)
+    return msgspec.structs.replace(signal, data=data)
+
+
+@pytest.mark.parametrize("policy", ["thompson", "top_two", "contextual"])
+def test_an_allocation_is_derived_again_with_its_weights(broker: Broker, policy: str) -> None:
+    record = adaptive(policy, prior={"worth": 5, "scores": {"a": 0.2, "b": 0.3, "c": 0.3}})
+    fill_epochs(broker, record)
+    signal = decided(broker, parts(broker), record=record)
+    decision = signal.data.decision
+    assert decision.action is Action.ALLOCATE
+    assert decision.weights not in (None, record.epochs[-1].weights)
+    assert set(decision.contexts) == (set(CONTEXTS) if policy == "contextual" else set())
+    found = only(verify(SETTINGS, signal.id))
+    assert (found.verdict, found.reason) == (Verdict.EQUAL, None)
+    by_name = {one.what: one for one in found.lines}
+    assert by_name["statistics_hash"].derived == signal.data.result.statistics_hash
+    assert by_name["signal weights"].derived == str(decision.weights)
+    assert by_name["signal contexts"].derived == str(decision.contexts)
+    assert decision.weights is not None
+    other = decision.weights | {"b": decision.weights["b"] - 0.001, "c": decision.weights["c"] + 0.001}
+    for name, value in (("weights", other), ("contexts", {"ios": other})):
+        rewrite(broker, forged(signal, **{name: value}))
+        found = only(verify(SETTINGS, signal.id))
+        assert found.verdict is Verdict.DIFFERENT
+        assert found.first_difference is not None
+        assert found.first_difference.what == f"signal {name}"
+
+
+def test_the_closing_of_an_arm_that_harms_is_derived_again(broker: Broker) -> None:
+    record = adaptive("thompson")
+    fill_epochs(broker, record, harmful="b")
+    signal = decided(broker, parts(broker), record=record)
+    decision = signal.data.decision
+    assert decision.action is Action.ALLOCATE
+    assert decision.weights is not None
+    assert decision.weights["b"] == 0.0
+    assert decision.reason.startswith("harm is proven, no more units for b; ")
+    assert only(verify(SETTINGS, signal.id)).verdict is Verdict.EQUAL
+    # On the weight epochs of before another one follows: what a signal says of them is part of what is derived.
+    rewrite(broker, with_result(signal, weight_epochs=1))
+    assert only(verify(SETTINGS, signal.id)).verdict is Verdict.DIFFERENT
+
+
+def test_a_refused_record_that_came_later_is_not_what_was_decided_on(broker: Broker) -> None:
+    record = adaptive("thompson")
+    fill_epochs(broker, record)
+    signal = decided(broker, parts(broker), record=record)
+    spec = msgspec.structs.replace(record.spec, alpha=0.2)
+    hand_made = msgspec.structs.replace(record, spec=spec, design_hash=spec.design_hash())
+    even = msgspec.structs.replace(record.epochs[1], weights=record.epochs[0].weights)
+    late = msgspec.structs.replace(record, epochs=(record.epochs[0], even))
+    for refused in (hand_made, late):
+        broker.add("xp.experiments", b"exp", msgspec.json.encode(refused))
+    assert only(verify(SETTINGS, signal.id)).verdict is Verdict.EQUAL
