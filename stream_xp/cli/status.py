@@ -63,6 +63,8 @@ def _panel(standing: Standing) -> Panel:
 def _parts(standing: Standing) -> list[RenderableType]:
     result = standing.result
     parts: list[RenderableType] = [_decision(result)]
+    if result.champion is not None:
+        parts.append(Text(f"champion, the control here: {result.champion}"))
     parts += [Text(f"invalid: {reason}", style="bold red") for reason in result.invalid]
     parts += [_arms(result), _metrics(result), *_notes(result), *_sample_ratio(result), *_monitors(result)]
     parts += [Text(_outcomes("exposures", result.exposure_outcomes), style="dim")]

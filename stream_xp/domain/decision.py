@@ -7,6 +7,7 @@ from typing import Annotated
 
 import msgspec
 
+from stream_xp.domain.layers import Champion
 from stream_xp.domain.statistics import Outcomes, Rules
 
 
@@ -348,6 +349,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
         guarantee: what the rule that ships it promises; None for a spec without a conclusion.
         looks: of a group sequential rule, the looks that it has taken.
         monitors: what is watched beside metrics; None in results of workers that did not say so.
+        champion: the arm that shipped before, which the control is, if the spec names one.
     """
 
     experiment: str
@@ -374,6 +376,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     guarantee: str | None = None
     looks: tuple[LookTaken, ...] = ()
     monitors: tuple[MonitorResult, ...] | None = None
+    champion: Champion | None = None
     schema: int = 1
 
 

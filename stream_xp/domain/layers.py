@@ -97,6 +97,9 @@ class Champion(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     version: Annotated[int, msgspec.Meta(ge=1, le=10**6)]
     arm: Key
 
+    def __str__(self) -> str:
+        return f"{self.arm} of {self.experiment} version {self.version}"
+
 
 def slot_range(text: str) -> SlotRange:
     """The slots of a text such as ``17`` or ``0-499``."""

@@ -444,6 +444,7 @@ class Decide:
             guarantee=guarantee(record.spec),
             looks=seen.looks,
             monitors=evaluation.monitors,
+            champion=record.spec.champion,
         )
 
     async def _send_signals(self, news: Sequence[_Conclusion]) -> None:

@@ -6,7 +6,7 @@ import datetime as dt
 from collections.abc import Iterable, Sequence
 
 from stream_xp.domain.decision import Evidence
-from stream_xp.domain.experiment import Metric, Role, WeightEpoch
+from stream_xp.domain.experiment import ExperimentSpec, Metric, Role, WeightEpoch
 from stream_xp.domain.statistics import Outcomes
 from stream_xp.services.memo.build import SERVICE
 from stream_xp.services.memo.record import Force, Memo, MetricMemo, Shrunk
@@ -87,7 +87,26 @@ def _plan(memo: Memo) -> list[str]:
     rows = [
         (metric.key, metric.kind, metric.role, metric.direction, _size(metric)) for metric in spec.metrics
     ]
+    lines += _beside(spec)
     return [*lines, "", *_table(("metric", "kind", "role", "good", "size"), rows)]
+
+
+def _beside(spec: ExperimentSpec) -> list[str]:
+    """What the experiment has to do with others."""
+    layer = spec.layer
+    slots = "" if layer is None else f"slots {', '.join(layer.slots)} of {layer.of:,}"
+    lines = (
+        []
+        if layer is None
+        else [f"- Layer: {_text(layer.name)}, {slots}, {100 * layer.share:.4g} % of all units"]
+    )
+    if spec.holdout:
+        lines.append("- A holdout: units in these slots are held out of the program, which is the other arm")
+    if spec.program is not None:
+        lines.append(f"- Program: keeps away from the units that {_text(spec.program)} holds out")
+    if spec.champion is not None:
+        lines.append(f"- Champion, the control here: {_text(str(spec.champion))}")
+    return lines
 
 
 def _size(metric: Metric) -> str:

@@ -393,6 +393,7 @@ def _result(
         guarantee=guarantee(record.spec),
         looks=looks,
         monitors=evaluation.monitors,
+        champion=record.spec.champion,
         exposure_outcomes=add_outcomes(part.exposure_outcomes for part in parts),
         reward_outcomes=add_outcomes(part.reward_outcomes for part in parts),
     )

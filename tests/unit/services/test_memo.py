@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -348,6 +349,24 @@ def test_the_page_has_every_part() -> None:
     assert "no prior could be learned: 0 past effects" in text
     assert "| 1 | 1970-01-01 01:00:00 UTC | 1 | old 0, new 1 (final) | won |" in text
     assert "`stream-xp verify won` derives it again" in text
+
+
+def test_the_plan_says_what_it_has_to_do_with_others() -> None:
+    beside = spec(
+        layer={"name": "checkout_page", "slots": ["0-399", "999"]},
+        program="quarter",
+        champion={"experiment": "colours", "version": 2, "arm": "green"},
+    )
+    found = facts(decided("won"))
+    text = markdown(newest(replace(found, record=msgspec.structs.replace(RECORD, spec=beside))))
+    assert "- Layer: checkout\\_page, slots 0-399, 999 of 1,000, 40.1 % of all units\n" in text
+    assert "- Program: keeps away from the units that quarter holds out\n" in text
+    assert "- Champion, the control here: green of colours version 2\n" in text
+    assert "A holdout" not in text
+    assert "Layer" not in markdown(newest(found))
+    quarter = msgspec.structs.replace(beside, holdout=True)
+    text = markdown(newest(replace(found, record=msgspec.structs.replace(RECORD, spec=quarter))))
+    assert "- A holdout: units in these slots are held out" in text
 
 
 def test_names_and_reasons_cannot_become_markup() -> None:
