@@ -199,5 +199,5 @@ def test_the_command_needs_no_worker_and_says_what_it_cannot(
     code, report = overlap(settings)
     assert code == 0
     assert sum(one.units for one in report.experiments) == len(assign(known, range(100)))
-    nobody = msgspec.structs.replace(settings, bootstrap="127.0.0.1:1")
+    nobody = msgspec.structs.replace(settings, bootstrap="127.0.0.1:1", broker="apache")
     assert run("overlap", nobody).exit_code == 2
