@@ -23,7 +23,7 @@ OF_PROCESS = {
     "up",
 }
 _SERIES = re.compile(
-    r"(?<![\w:\"])((?:[a-z_]+:)?(?:streamxp|process)_[a-z0-9_]+(?::[a-z0-9_]+)?|up\b)(\{[^}]*\})?"
+    r"(?<![\w:\"])((?:[a-z_]+:)?(?:streamxp|process)_[a-z0-9_]+(?::[a-z0-9_]+)?|up\b|ALERTS\b)(\{[^}]*\})?"
 )
 _MATCHER = re.compile(r"([a-z_]+)\s*(=~|!~|!=|=)\s*\"([^\"]*)\"")
 _STRING = re.compile(r"\"[^\"]*\"")
@@ -53,6 +53,8 @@ def known_series() -> dict[str, set[str]]:
         for name, labels in known.items()
     }
     known |= {name: {*OF_TARGETS} for name in OF_PROCESS}
+    # Prometheus' own, of the alerts that it has.
+    known["ALERTS"] = {"alertname", "alertstate", "severity", *LABELS}
     for name in records():
         levels = name.partition(":")[0].split("_")
         known[name] = set() if levels == ["streamxp"] else set(levels)
