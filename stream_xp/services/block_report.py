@@ -13,7 +13,7 @@ from stream_xp.engine.columns import ExposureColumns, RewardColumns
 from stream_xp.engine.registry import DEAD, Registry
 from stream_xp.engine.state import EXPOSURES, REWARDS, PartitionState
 
-SAMPLE = 64
+SAMPLE = 32
 """Records of a block whose lag is looked at."""
 _MOST_ARMS = 64
 
