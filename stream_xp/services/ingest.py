@@ -227,6 +227,7 @@ class Ingest:
                     self._advance_quiet(task)
                     await self._publish(task, everything=True)
                     await self._snapshot_if_moved(task)
+                    self._report(task)
         self.drop()
 
     def drop(self, *, left: bool = True) -> None:
@@ -340,6 +341,8 @@ class Ingest:
                 if drops != self._drops:
                     return None
                 self._tasks[partition] = task
+                # Whoever counts what is new has to know what was there before.
+                self._report(task)
                 # Whoever wrote the snapshot may have ended before it could commit, and a quiet partition gets no other.
                 if any(progress.next_offset is not None for progress in task.state.progress.values()):
                     self._let_commit(task, task.position())

@@ -110,7 +110,9 @@ def test_a_flush_tells_where_each_partition_stands(log: Log) -> None:
         await parts.ingest.on_block(exposures(0, 5))
         parts.source.ends = {"xp.exposures": (9, T)}
         await parts.ingest.flush()
-        (told,) = listener.partitions
+        loaded, told = listener.partitions
+        # What is new is counted from here.
+        assert loaded.outcomes["exposures"].read == 0
         assert (told.partition, told.units) == (0, 5)
         assert told.applied == {"exposures": 4, "rewards": -1}
         assert told.lags == {"exposures": 4}
@@ -131,7 +133,7 @@ def test_a_snapshot_that_is_not_due_leaves_the_time_at_which_all_was_covered(log
         parts.clock.advance_to(T + 500)
         await parts.ingest.on_block(exposures(5, 5))
         await parts.ingest.flush()
-        assert [told.covered_ms for told in listener.partitions] == [T, T]
+        assert [told.covered_ms for told in listener.partitions] == [T, T, T]
 
     asyncio.run(scenario())
 
@@ -268,5 +270,23 @@ def test_what_is_told_is_what_stands_on_the_topic(decide_log: DecideLog) -> None
         # Of the very look that decides, not of the one after it.
         assert listener.reports[-1].state is DecisionState.STOPPED
         assert listener.reports[-1].result == decide_log.results()[-1]
+
+    asyncio.run(scenario())
+
+
+def test_no_event_is_left_out_of_the_count_however_often_a_partition_comes_and_goes(log: Log) -> None:
+    async def scenario() -> None:
+        parts = Parts(log)
+        metrics = Metrics(ROLES, source_partitions=1, max_series=1_000)
+        parts.ingest._telemetry = metrics
+        for first in (0, 5):
+            await parts.ingest.on_block(exposures(first, 5))
+            await parts.ingest.close()
+        await parts.ingest.on_block(exposures(10, 5))
+        await parts.ingest.flush()
+        (events,) = [family for family in metrics.collect() if family.name == "streamxp_events"]
+        counted = {(one.labels["topic"], one.labels["result"]): one.value for one in events.samples}
+        assert counted["exposures", "counted"] == 15
+        assert sum(counted.values()) == 15
 
     asyncio.run(scenario())
