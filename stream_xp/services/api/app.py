@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -25,8 +26,8 @@ log = structlog.get_logger(__name__)
 
 def create_app(api: Api) -> ASGIApp:
     """The application; routes that write are there only where a token is configured."""
-    table = (*routes.READS, *(routes.WRITES if api.tokens else ()))
-    described = msgspec.json.encode(document(table))
+    table = _table(writes=bool(api.tokens))
+    described = _described(writes=bool(api.tokens))
 
     async def openapi(_: Request) -> Response:
         return Response(described, media_type="application/json")
@@ -43,6 +44,16 @@ def create_app(api: Api) -> ASGIApp:
         redirect_slashes=False,
     )
     return Guard(_Refusing(router, api), settings=api.settings, refusals=api.refusals)
+
+
+def _table(*, writes: bool) -> tuple[routes.Route, ...]:
+    return (*routes.READS, *(routes.WRITES if writes else ()))
+
+
+@lru_cache(maxsize=2)
+def _described(*, writes: bool) -> bytes:
+    """The OpenAPI document; most of a second to make."""
+    return msgspec.json.encode(document(_table(writes=writes)))
 
 
 def _endpoint(api: Api, route: routes.Route) -> Any:

@@ -28,6 +28,7 @@ _WORDS: Final = {
     415: "The content type must be application/json.",
     421: "The service is not called by that name.",
     429: "Too many are on their way.",
+    431: "Address and headers are too long.",
     503: "Not now.",
 }
 
@@ -81,11 +82,11 @@ def _responses(route: Route, of_kind: dict[str, Any]) -> dict[str, Any]:
     text = {"text/plain": {"schema": {"type": "string"}}}
     error = {"application/json": {"schema": of_kind[repr(ErrorBody)]}}
     content = text if route.answer is None else {"application/json": {"schema": of_kind[repr(route.answer)]}}
-    refusals = {*route.refusals, *(() if route.unguarded else (403, 421))}
+    refusals = {*route.refusals, *((431,) if route.unguarded else (403, 421, 431))}
     responses: dict[str, Any] = {str(route.status): {"description": "As asked for.", "content": content}}
     for status in sorted(refusals):
         said = error
-        if route.unguarded:
+        if route.unguarded and status == 503:
             said = content
         elif route.answer is None and status == 403:
             said = {**error, **text}
