@@ -9,6 +9,7 @@ import structlog
 
 _QUIET = ("kafka", "aiokafka", "faust", "mode", "asyncio", "numba")
 _SHARED: list[structlog.typing.Processor] = [
+    structlog.contextvars.merge_contextvars,
     structlog.stdlib.add_log_level,
     structlog.stdlib.add_logger_name,
     structlog.processors.TimeStamper(fmt="iso", utc=True),

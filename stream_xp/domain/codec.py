@@ -53,6 +53,8 @@ _EXPOSURES = msgspec.json.Decoder(Exposure)
 _REWARDS = msgspec.json.Decoder(Reward)
 _EXPERIMENTS = msgspec.json.Decoder(ExperimentRecord)
 _OBJECT = msgspec.json.Decoder(dict[str, Any])
+_QUOTING = ("Invalid enum value", "Invalid value", "Object contains unknown field")
+"""How errors of decoding begin that go on with what stood in the record."""
 
 
 def decode_exposure(record: RawRecord, limits: Limits = Limits()) -> Exposure:  # noqa: B008 (immutable)
@@ -90,11 +92,19 @@ def decode_own(value: bytes, kind: type[Record]) -> Record:
     try:
         return msgspec.json.decode(value, type=kind)
     except msgspec.MsgspecError as error:
-        raise ConfigError(f"no {kind.__name__}: {error}") from error
+        raise ConfigError(f"no {kind.__name__}: {_rule(error)}") from error
     except RecursionError as error:
         raise ConfigError(f"no {kind.__name__}: JSON is nested too deep") from error
     except (UnicodeDecodeError, ValueError) as error:
         raise ConfigError(f"no {kind.__name__}: value is not UTF-8, or a number too long to read") from error
+
+
+def _rule(error: Exception) -> str:
+    """What an error of decoding says, without the value that it quotes: that can be anything, a unit too."""
+    said, at, place = str(error).rpartition(" - at `")
+    said = said or place
+    quoting = next((start for start in _QUOTING if said.startswith(start)), said)
+    return f"{quoting}{at}{place}" if at else quoting
 
 
 def decode_experiment(experiment: str, value: bytes) -> ExperimentRecord:
@@ -106,7 +116,7 @@ def decode_experiment(experiment: str, value: bytes) -> ExperimentRecord:
     try:
         record = _EXPERIMENTS.decode(value)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-        raise ConfigError(f"experiment record of {experiment}: {error}") from error
+        raise ConfigError(f"experiment record of {experiment}: {_rule(error)}") from error
     broken = record_rules(record, experiment)
     if broken:
         raise ConfigError(f"experiment record of {experiment}: {'; '.join(broken)}")

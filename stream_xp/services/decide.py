@@ -16,8 +16,10 @@ import asyncio
 import dataclasses
 import datetime as dt
 import hashlib
+import itertools
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
@@ -26,7 +28,7 @@ import structlog
 
 from stream_xp import __version__
 from stream_xp.adapters.clock import Clock
-from stream_xp.adapters.kafka_log import LogTail, LogWriter, read_all
+from stream_xp.adapters.kafka_log import LogRecord, LogTail, LogWriter, read_all
 from stream_xp.domain.codec import decode_own
 from stream_xp.domain.decision import (
     Action,
@@ -230,9 +232,14 @@ class Decide:
             if not self._primed:
                 await self._load()
             if block.partition not in self._primed:
-                self._take(await self._values("stats", [block.partition]))
+                there = await self._records("stats", [block.partition])
+                self._take(
+                    [record.value for record in there],
+                    partition=block.partition,
+                    offsets=[record.offset for record in there],
+                )
                 self._primed.add(block.partition)
-            self._take(block.values)
+            self._take(block.values, partition=block.partition, offsets=block.offsets)
 
     async def follow(self) -> None:
         """Read what is new on the topics of signals and config, for ever; nothing before the first block has come."""
@@ -249,9 +256,10 @@ class Decide:
         at_end = False
         while not at_end:
             records, at_end = await tail.poll()
-            for value in (record.value for record in records):
-                if value is not None:
-                    self._heard[name](value)
+            for record in records:
+                if record.value is not None:
+                    with self._place(name, record):
+                        self._heard[name](record.value)
 
     async def _listen(self) -> None:
         """Connect, unless it is done, and read all that stands there."""
@@ -292,9 +300,12 @@ class Decide:
             self._latches.clear()
             self._telemetry.experiments_left()
 
-    def _take(self, values: Iterable[bytes | None]) -> None:
-        for value in values:
-            record = None if value is None else _readable(value)
+    def _take(
+        self, values: Iterable[bytes | None], *, partition: int | None = None, offsets: Sequence[int] = ()
+    ) -> None:
+        where = {"topic": self._settings.topic("stats"), "partition": partition}
+        for value, offset in itertools.zip_longest(values, offsets):
+            record = None if value is None else _readable(value, {**where, "offset": offset})
             if record is not None:
                 self._watched.setdefault(record.experiment, Watched(record.experiment)).take(record)
 
@@ -622,7 +633,7 @@ class Decide:
 
     def _hear_config(self, value: bytes) -> None:
         """Keep the newest config: not the last one, for who has lost its partitions can still write an older one."""
-        config = _own_or_none("config", value, ConfigRecord)
+        config = _own_or_none(value, ConfigRecord)
         if config is None:
             return
         held = self._configs.get(config.experiment)
@@ -632,10 +643,11 @@ class Decide:
     def _hear_signal(self, value: bytes) -> None:
         """Keep what one record of the topic of signals says; what is none is reported and left out."""
         record: Signal | OrderSignal | None
-        if _type_of(value) == OPERATOR_TYPE:
-            record = _own_or_none("signals", value, OrderSignal)
-        else:
-            record = _own_or_none("signals", value, Signal)
+        record = (
+            _own_or_none(value, OrderSignal)
+            if _type_of(value) == OPERATOR_TYPE
+            else _own_or_none(value, Signal)
+        )
         if record is None:
             return
         one = said(record)
@@ -664,32 +676,43 @@ class Decide:
 
     async def _own(self, topic: str, kind: type[_Own]) -> list[_Own]:
         """Every record of a topic of ours; what is none is reported and left out, as if it were not there."""
-        values = await self._values(topic, range(self._partitions[topic]))
-        return [record for value in values if (record := _own_or_none(topic, value, kind)) is not None]
+        found = []
+        for record in await self._records(topic, range(self._partitions[topic])):
+            with self._place(topic, record):
+                own = _own_or_none(record.value or b"", kind)
+            if own is not None:
+                found.append(own)
+        return found
 
-    async def _values(self, topic: str, partitions: Sequence[int]) -> list[bytes]:
+    async def _records(self, topic: str, partitions: Sequence[int]) -> list[LogRecord]:
         records = await read_all(self._settings, self._settings.topic(topic), partitions)
-        return [record.value for record in records if record.value is not None]
+        return [record for record in records if record.value is not None]
+
+    def _place(self, topic: str, record: LogRecord) -> AbstractContextManager[None]:
+        """Have whatever is logged in the block name the record that it is about."""
+        return structlog.contextvars.bound_contextvars(
+            topic=self._settings.topic(topic), partition=record.partition, offset=record.offset
+        )
 
 
-def _readable(value: bytes) -> PartitionStatistics | None:
+def _readable(value: bytes, where: Mapping[str, Any]) -> PartitionStatistics | None:
     """The record, or None where somebody else's bytes are on the topic: they must not stop every experiment."""
     try:
         record = decode_own(value, PartitionStatistics)
         _check_numbers(record)
         _check_rows(record.statistics)
     except (ConfigError, ValueError) as error:
-        log.error("statistics record refused", error=str(error))
+        log.error("statistics record refused", **where, error=str(error))
         return None
     return record
 
 
-def _own_or_none(topic: str, value: bytes, kind: type[_Own]) -> _Own | None:
+def _own_or_none(value: bytes, kind: type[_Own]) -> _Own | None:
     try:
         record = decode_own(value, kind)
         _check_range(*_NUMBERS[kind](record))
     except (ConfigError, ValueError) as error:
-        log.error("record refused", topic=topic, error=str(error))
+        log.error("record refused", error=str(error))
         return None
     return record
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from typing import Any
 
 import structlog
 
@@ -97,8 +98,7 @@ class Experiments:
         for refused in self.registry.add(entries):
             log.error(
                 "experiment record refused",
-                experiment=refused.entry.experiment,
-                offset=refused.entry.offset,
+                **self._place(refused.entry.experiment, refused.entry.offset),
                 error=refused.rule,
             )
         if at_end:
@@ -107,19 +107,30 @@ class Experiments:
                 self._progress.notify_all()
         return at_end
 
+    def _place(self, experiment: str, offset: int) -> dict[str, Any]:
+        """What a log line says of a record; the key only of an experiment that is known.
+
+        The key of an event that strayed to this topic is a unit, and no unit is ever logged.
+        """
+        known = any(entry.experiment == experiment for entry in self.registry.entries)
+        place = {"topic": self._settings.topic("experiments"), "partition": 0, "offset": offset}
+        return {"experiment": experiment, **place} if known else place
+
     def _entry(self, record: LogRecord) -> Entry | None:
         """The entry of one record; one that cannot be read is reported, and the last good spec stays in force."""
         self._log_ms = max(self._log_ms, record.timestamp_ms)
         if not record.key:
-            log.error("experiment record without a key", offset=record.offset)
+            log.error("experiment record without a key", **self._place("", record.offset))
             return None
         experiment = record.key.decode(errors="replace")
         try:
             spec = None if record.value is None else decode_experiment(experiment, record.value)
         except ConfigError as error:
-            log.error(
-                "experiment record refused", experiment=experiment, offset=record.offset, error=str(error)
-            )
+            place = self._place(experiment, record.offset)
+            text = str(error)
+            if "experiment" not in place:
+                text = text.removeprefix(f"experiment record of {experiment}: ")
+            log.error("experiment record refused", **place, error=text)
             return None
         return Entry(
             offset=record.offset,

@@ -22,6 +22,7 @@ from stream_xp.domain.codec import (
 from stream_xp.domain.dead_letter import DeadLetter
 from stream_xp.domain.decision import ConfigRecord, Result, Signal
 from stream_xp.domain.events import Exposure, Reward, epoch_ms
+from stream_xp.domain.experiment import ExperimentRecord
 from stream_xp.domain.statistics import PartitionStatistics
 from stream_xp.errors import ConfigError, Reason, RecordRejected
 
@@ -502,3 +503,21 @@ def test_a_batch_is_as_one_by_one(records: list[RawRecord]) -> None:
 def test_a_batch_of_pieces_is_as_one_by_one(values: list[bytes]) -> None:
     records = [raw(value) for value in values]
     assert [comparable(outcome) for outcome in decode_rewards(records)] == attempts(records, decode_reward)
+
+
+@pytest.mark.parametrize(
+    ("value", "rule"),
+    [
+        (b'{"status":"unit-7"}', "Invalid enum value - at `$.status`"),
+        (b'{"status":"a - at `$.b`"}', "Invalid enum value - at `$.status`"),
+        (b'{"spec":{"arms":"unit-7"}}', "Expected `array`, got `str` - at `$.spec.arms`"),
+        (b'"unit-7"', "Expected `object`, got `str`"),
+    ],
+)
+def test_what_is_said_of_an_unreadable_record_does_not_quote_it(value: bytes, rule: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        decode_experiment("e", value)
+    assert str(refused.value) == f"experiment record of e: {rule}"
+    with pytest.raises(ConfigError) as refused:
+        decode_own(value, ExperimentRecord)
+    assert str(refused.value) == f"no ExperimentRecord: {rule}"
