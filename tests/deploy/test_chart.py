@@ -190,7 +190,9 @@ def test_policies_and_services_choose_the_pods() -> None:
         assert budget["spec"]["selector"]["matchLabels"].items() <= labels[name].items()
     monitor = of_kind(found, "ServiceMonitor")["stream-xp"]
     assert monitor["metadata"]["labels"]["release"] == "kube-prometheus-stack"
-    assert monitor["spec"]["endpoints"][0]["port"] in ports["stream-xp-worker"]
+    (endpoint,) = monitor["spec"]["endpoints"]
+    assert endpoint["port"] in ports["stream-xp-worker"]
+    assert endpoint["relabelings"] == [{"targetLabel": "job", "replacement": "stream-xp-worker"}]
     scaled = of_kind(found, "HorizontalPodAutoscaler")["stream-xp-worker"]["spec"]
     assert scaled["scaleTargetRef"]["name"] in labels
     assert "replicas" not in of_kind(found, "Deployment")["stream-xp-worker"]["spec"]

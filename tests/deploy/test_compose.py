@@ -86,25 +86,38 @@ def test_each_waits_for_what_it_needs() -> None:
     assert services()["worker"]["healthcheck"]["test"] == ["CMD", "stream-xp", "health"]
 
 
+def mounted(name: str) -> dict[str, Path]:
+    volumes = services()[name]["volumes"]
+    return {one["target"]: Path(one["source"]) for one in volumes if one["type"] == "bind"}
+
+
 def test_prometheus_scrapes_and_alerts_the_services_at_their_ports() -> None:
-    config = yaml.safe_load((ROOT / "deploy" / "compose" / "prometheus.yml").read_text())
+    files = mounted("prometheus")
+    config = yaml.safe_load(files["/etc/prometheus/prometheus.yml"].read_text())
     targets = {
         target
         for job in config["scrape_configs"]
         for group in job["static_configs"]
         for target in group["targets"]
     }
-    assert f"worker:{services()['worker']['environment']['STREAM_XP_METRICS_PORT']}" in targets
+    assert targets == {f"worker:{services()['worker']['environment']['STREAM_XP_METRICS_PORT']}"}
     (manager,) = config["alerting"]["alertmanagers"]
     assert manager["static_configs"] == [{"targets": ["alertmanager:9093"]}]
-    rules = {volume["target"] for volume in services()["prometheus"]["volumes"]}
-    assert config["rule_files"] == ["/etc/prometheus/rules/*.yml"]
-    assert "/etc/prometheus/rules" in rules
+    # Relative to the file, so to /etc/prometheus.
+    assert config["rule_files"] == ["rules/*.yml"]
+    assert list(files["/etc/prometheus/rules"].glob("*.yml"))
+
+
+def test_alertmanager_shows_alerts_and_sends_them_nowhere() -> None:
+    config = yaml.safe_load(mounted("alertmanager")["/etc/alertmanager/alertmanager.yml"].read_text())
+    assert config["receivers"] == [{"name": config["route"]["receiver"]}]
 
 
 def test_grafana_finds_its_source_and_its_dashboards() -> None:
-    folder = ROOT / "deploy" / "compose" / "grafana"
-    (source,) = yaml.safe_load((folder / "datasource.yml").read_text())["datasources"]
+    files = mounted("grafana")
+    (sources,) = files["/etc/grafana/provisioning/datasources"].glob("*.yml")
+    (source,) = yaml.safe_load(sources.read_text())["datasources"]
     assert source["url"] == "http://prometheus:9090"
-    (provider,) = yaml.safe_load((folder / "dashboards.yml").read_text())["providers"]
-    assert provider["options"]["path"] in {volume["target"] for volume in services()["grafana"]["volumes"]}
+    (providers,) = files["/etc/grafana/provisioning/dashboards"].glob("*.yml")
+    (provider,) = yaml.safe_load(providers.read_text())["providers"]
+    assert list(files[provider["options"]["path"]].glob("*.json"))
