@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import defaultdict
 from pathlib import Path
 
@@ -707,6 +708,7 @@ def test_numbers_do_not_depend_on_processes_but_on_the_seed(load, monkeypatch):
     assert one == two
     assert one != harness.simulate(worlds, runs=7, seed=2)
     assert [found.runs for found in one] == [7, 7]
+    assert harness.simulate(worlds[1:], runs=7, seed=1) == one[1:]
     chunks = harness._chunks(worlds[0], 7, 1)
     assert [(chunk.number, chunk.runs) for chunk in chunks] == [(0, 3), (1, 3), (2, 1)]
     assert chunks[0].run() != chunks[1].run()
@@ -830,6 +832,19 @@ def test_the_page_is_that_of_its_results():
     results = read_results(results_path(PAGE))
     assert PAGE.read_text(encoding="utf-8") == page(results)
     assert [one.scenario for one in results.scenarios] == [path.stem for path in EXAMPLES]
+
+
+def test_the_example_of_the_page_is_a_scenario(tmp_path):
+    text = PAGE.read_text(encoding="utf-8").split("```yaml\n")[1].split("```")[0]
+    path = tmp_path / "scenario.yaml"
+    path.write_text(text.replace("../canary", str(ROOT / "examples" / "canary")), encoding="utf-8")
+    check_claims(load_scenario(path))
+
+
+def test_links_of_the_page_lead_somewhere():
+    links = re.findall(r"\]\(([^)#]+)\)", PAGE.read_text(encoding="utf-8"))
+    assert len(links) > 3
+    assert [link for link in links if not (PAGE.parent / link).exists()] == []
 
 
 def test_every_measure_has_words():
