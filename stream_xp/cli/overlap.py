@@ -20,6 +20,7 @@ from stream_xp.cli.common import (
     print_json,
     with_settings,
 )
+from stream_xp.domain.layers import listed, slot_range
 from stream_xp.errors import ConfigError, DependencyError
 from stream_xp.services.overlap import OverlapReport, overlaps
 from stream_xp.services.overlap.service import ALPHA
@@ -92,9 +93,13 @@ def _with_progress(settings: Settings, alpha: float) -> OverlapReport:
 
 def _print(report: OverlapReport) -> None:
     # A file or a pipe has no width; lines that are cut off would lose numbers.
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
+    write(report, Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH))
+
+
+def write(report: OverlapReport, console: Console) -> None:
+    """Write a report for people."""
     if not report.experiments:
-        click.echo("no experiment runs")
+        console.print("no experiment runs")
         return
     console.print(_experiments(report))
     if report.pairs:
@@ -104,7 +109,7 @@ def _print(report: OverlapReport) -> None:
         console.print(interactions)
     for line in _lines(report):
         # Text, never markup: names come from files and events.
-        console.print(Text(line))
+        console.print(Text(line), soft_wrap=True)
 
 
 def _experiments(report: OverlapReport) -> Table:
@@ -118,12 +123,13 @@ def _experiments(report: OverlapReport) -> Table:
 
 def _experiment(one: ExperimentUnits) -> list[str]:
     layer = "-" if one.layer is None else one.layer
+    slots = listed(tuple(map(slot_range, one.slots))) if one.slots else "all"
     counts = [f"{count:,}" for count in (one.units, one.outside, one.held_out)]
     return [
         one.experiment,
         f"{one.version}",
         layer,
-        ", ".join(one.slots) or "all",
+        slots,
         f"{one.share:.4g}",
         *counts,
     ]
