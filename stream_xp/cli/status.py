@@ -66,7 +66,8 @@ def _parts(standing: Standing) -> list[RenderableType]:
     if result.champion is not None:
         parts.append(Text(f"champion, the control here: {result.champion}"))
     parts += [Text(f"invalid: {reason}", style="bold red") for reason in result.invalid]
-    parts += [_arms(result), _metrics(result), *_notes(result), *_sample_ratio(result), *_monitors(result)]
+    parts += [_arms(result), _metrics(result), *_notes(result), *_worth(standing)]
+    parts += [*_segments(standing), *_by_age(result), *_sample_ratio(result), *_monitors(result)]
     parts += [Text(_outcomes("exposures", result.exposure_outcomes), style="dim")]
     parts += [
         Text(_outcomes("rewards", result.reward_outcomes), style="dim"),
@@ -127,6 +128,44 @@ def _note(metric: MetricResult) -> str:
     tests = (("harm", metric.harm), ("safety", metric.safety))
     notes = [f"{name} log_e {test.log_e:.2f} of {test.threshold_log_e:.2f}" for name, test in tests if test]
     return "; ".join([*notes, *([metric.note] if metric.note else [])])
+
+
+def _worth(standing: Standing) -> list[Text]:
+    """Return a line for each effect of an experiment that is over: raw estimates of such exaggerate."""
+    lines = []
+    for one in standing.worth:
+        found = one.shrunk
+        if found.effect is not None:
+            risks = f"type S {found.type_s or 0.0:.2g}, type M {found.type_m or 0.0:.3g}"
+            prior = f"{found.prior} prior, {found.experiments:,} past effects"
+            shrunk = f"raw {_number(one.raw)}, shrunk {_number(found.effect)} ± {_number(found.sd)}"
+            lines.append(Text(f"worth of {one.metric} in {one.arm}: {shrunk}, {risks} ({prior})"))
+    return lines
+
+
+def _segments(standing: Standing) -> list[Text]:
+    """Return a line for each registered segment value whose effect could be shrunk."""
+    return [
+        Text(
+            f"segment {one.segment}, {one.metric} in {one.arm}: raw {_number(one.raw)}, "
+            f"shrunk {_number(one.effect)} ± {_number(one.sd)} (registered, no test)",
+            style="dim",
+        )
+        for one in standing.shrunk_segments
+    ]
+
+
+def _by_age(result: Result) -> list[Text]:
+    """Return a line for each change of an effect with age that is proven, or that could be."""
+    lines = []
+    for one in result.ages:
+        if one.early is not None and one.late is not None and one.change is not None:
+            about = f"early {_number(one.early.estimate)}, late {_number(one.late.estimate)}"
+            test = f"log_e {one.change.log_e:.2f} of {one.change.threshold_log_e:.2f}"
+            said = str(one.kind).upper() if one.kind else "no change proven"
+            text = f"by age, {one.metric} in {one.arm}: {said}, {about}, {test}"
+            lines.append(Text(text, style="yellow" if one.kind else "dim"))
+    return lines
 
 
 def _number(value: float | None) -> str:

@@ -146,8 +146,10 @@ class SegmentResult(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     values once more, so that the sequences of all segments hold together.
 
     Attributes:
-        segment: "name=value".
+        segment: "name=value"; always one that was registered before the first look.
         effect: two-sided, as in `MetricResult`; None while undetermined.
+        standard_error: of the effect, of metrics that are compared by means; None while there is none. Readers draw
+            the values of a segment towards their mean by it.
     """
 
     metric: str
@@ -156,6 +158,79 @@ class SegmentResult(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     control_units: int
     arm_units: int
     effect: Evidence | None = None
+    standard_error: float | None = None
+
+
+class ShrunkSegment(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """The effect in a segment value, drawn towards the mean of all values of its segment (docs/long-effects.md).
+
+    It is what to expect of the value; no test, and nothing of it has an error level.
+
+    Attributes:
+        raw, standard_error: the value's own estimate.
+        effect, sd: posterior mean and standard deviation, metric units.
+        weight: share that the value's own estimate has in it, 0 to 1; the rest is the mean of all values.
+    """
+
+    metric: str
+    arm: str
+    segment: str
+    raw: float
+    standard_error: float
+    effect: float
+    sd: float
+    weight: float
+
+
+class AgeChange(StrEnum):
+    """What a change of an effect with age is called: with novelty it shrinks, with habituation it grows or turns."""
+
+    NOVELTY = "novelty"
+    HABITUATION = "habituation"
+
+
+class AgeEffect(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """The effect of one arm on one metric in a bucket of age: the time since a unit's first exposure.
+
+    All units count whose bucket is over, with 0 where a unit did not come back. Its level is divided by the number of
+    buckets, so that the sequences of a curve hold together.
+
+    Attributes:
+        from_ms, until_ms: the bucket, [from, until) after first exposure.
+        effect: two-sided, arm minus control, metric units per bucket; None while undetermined.
+    """
+
+    from_ms: int
+    until_ms: int
+    control_units: int
+    arm_units: int
+    effect: Evidence | None = None
+
+
+class AgeResult(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """How the effect of one arm on one metric changes with age (docs/long-effects.md). It informs and never decides.
+
+    Attributes:
+        control_units, arm_units: units whose last bucket is over; early, late and change are about these alone.
+        per_ms: time that early, late and change are per; of a share of units, the length of both buckets.
+        early, late: effects in the first and the last bucket, metric units per `per_ms`; to be shown, no tests.
+        change: late minus early, two-sided; always valid, at the level that the number of metrics and arms leaves.
+        kind: what a proven change is called, by the estimates; None while none is proven.
+        buckets: the effect in every bucket; no test of a change.
+        note: why the change is undetermined, if it is.
+    """
+
+    metric: str
+    arm: str
+    control_units: int
+    arm_units: int
+    per_ms: int
+    buckets: tuple[AgeEffect, ...]
+    early: Evidence | None = None
+    late: Evidence | None = None
+    change: Evidence | None = None
+    kind: AgeChange | None = None
+    note: str | None = None
 
 
 class SegmentRatio(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -347,6 +422,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
         spread_ms: distance of the source partitions' watermarks over which nothing ships; None likewise.
         rollout: where it stands; None likewise.
         guarantee: what the rule that ships it promises; None for a spec without a conclusion.
+        ages: effects by age, of the metrics that the spec names for it.
         looks: of a group sequential rule, the looks that it has taken.
         monitors: what is watched beside metrics; None in results of workers that did not say so.
         champion: the arm that shipped before, which the control is, if the spec names one.
@@ -377,6 +453,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     looks: tuple[LookTaken, ...] = ()
     monitors: tuple[MonitorResult, ...] | None = None
     champion: Champion | None = None
+    ages: tuple[AgeResult, ...] = ()
     schema: int = 1
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
@@ -116,6 +116,14 @@ def comparisons(record: ExperimentRecord, statistics: ExperimentStatistics) -> l
     return [
         one for segment in (ALL, *segments) for plan in designed for one in rows.comparisons(plan, segment)
     ]
+
+
+def planned_comparisons(
+    record: ExperimentRecord, statistics: ExperimentStatistics, wanted: Iterable[Plan]
+) -> list[Comparison]:
+    """The comparisons of other plans than the experiment's own: each plan and treatment arm, over all units."""
+    rows = _Rows(record, statistics)
+    return [one for plan in wanted for one in rows.comparisons(plan, ALL)]
 
 
 class Cell(NamedTuple):

@@ -13,6 +13,7 @@ import numpy as np
 
 from stream_xp import stats
 from stream_xp.domain.decision import (
+    AgeResult,
     ArmResult,
     Evidence,
     Method,
@@ -26,6 +27,7 @@ from stream_xp.domain.decision import (
 from stream_xp.domain.experiment import OTHER, Direction, ExperimentRecord, ExperimentSpec, Metric, Role
 from stream_xp.domain.rollout import Monitors
 from stream_xp.domain.statistics import ALL, ExperimentStatistics, UnitKey
+from stream_xp.engine.ages import age_results
 from stream_xp.engine.comparison import (
     UNTESTABLE,
     Cell,
@@ -54,6 +56,7 @@ class Evaluation:
         segments: effects inside segments; they inform and never decide.
         invalid: why nothing may ship on it; empty when all is well.
         monitors: what is watched beside metrics (`engine.monitors`); None where nobody does.
+        ages: effects by age; they inform and never decide.
     """
 
     arms: tuple[ArmResult, ...]
@@ -62,6 +65,7 @@ class Evaluation:
     invalid: tuple[str, ...]
     segments: tuple[SegmentResult, ...] = ()
     monitors: tuple[MonitorResult, ...] | None = None
+    ages: tuple[AgeResult, ...] = ()
 
 
 Look = tuple[ExperimentRecord, ExperimentStatistics]
@@ -88,8 +92,8 @@ def evaluate_all(looks: Sequence[Look]) -> list[Evaluation]:
     findings = iter(_findings([comparison for batch in batches for comparison in batch]))
     ratios = _sample_ratios(looks)
     return [
-        _evaluation(look, batch, list(islice(findings, len(batch))), ratio)
-        for look, batch, ratio in zip(looks, batches, ratios, strict=True)
+        _evaluation(look, batch, list(islice(findings, len(batch))), ratio, by_age)
+        for look, batch, ratio, by_age in zip(looks, batches, ratios, age_results(looks), strict=True)
     ]
 
 
@@ -120,7 +124,11 @@ def _refuse(batch: Sequence[Comparison]) -> list[Finding]:
 
 
 def _evaluation(
-    look: Look, batch: Sequence[Comparison], findings: Sequence[Finding], ratio: SampleRatio | None
+    look: Look,
+    batch: Sequence[Comparison],
+    findings: Sequence[Finding],
+    ratio: SampleRatio | None,
+    by_age: tuple[AgeResult, ...],
 ) -> Evaluation:
     record, statistics = look
     metrics = tuple([_metric_result(c, f) for c, f in zip(batch, findings, strict=True) if c.segment == ALL])
@@ -133,7 +141,7 @@ def _evaluation(
         *_untestable(metrics),
     ]
     segments = [_segment_result(c, f) for c, f in zip(batch, findings, strict=True) if c.segment != ALL]
-    return Evaluation(arms, metrics, ratio, tuple(invalid), tuple(segments))
+    return Evaluation(arms, metrics, ratio, tuple(invalid), tuple(segments), ages=by_age)
 
 
 # --- metrics -------------------------------------------------------------------------------------------
@@ -154,6 +162,7 @@ def _segment_result(comparison: Comparison, finding: Finding) -> SegmentResult:
         control_units=finding.control_units,
         arm_units=finding.arm_units,
         effect=finding.effect,
+        standard_error=finding.standard_error,
     )
 
 

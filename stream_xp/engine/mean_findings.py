@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from stream_xp import stats
 from stream_xp.domain.decision import Evidence, Method
-from stream_xp.domain.statistics import MetricMoments, MetricProducts
+from stream_xp.domain.statistics import ALL, MetricMoments, MetricProducts
 from stream_xp.engine.comparison import Comparison, Finding, Floats, Stratum, evidence
 from stream_xp.engine.design import Margin, Test
 from stream_xp.stats import batch as arrays
@@ -54,8 +54,8 @@ def mean_findings(batch: Sequence[Comparison]) -> list[Finding]:
 
 
 def _errors(batch: Sequence[Comparison], means: MeansArrays) -> list[float | None]:
-    """Standard errors of the effects, where the rule of the spec asks for them and there are any."""
-    asked = [comparison.plan.standard_error for comparison in batch]
+    """Standard errors of the effects, where the rule of the spec or a segment asks for them and there are any."""
+    asked = [one.plan.standard_error or one.segment != ALL for one in batch]
     if not any(asked):
         return [None] * len(batch)
     errors = _difference(means)[1].tolist()
@@ -125,6 +125,11 @@ def _means(batch: Sequence[Comparison], method: Method, rows: _Rows) -> MeansArr
         return stats.ratio_means_arrays(*pair, scale_x=x_scale, scale_y=scale)
     adjust = stats.cuped_arrays if method is Method.CUPED else stats.ancova_arrays
     return adjust(*pair, scale_x=x_scale, scale_y=scale)
+
+
+def cross_sums(batch: Sequence[Comparison]) -> tuple[CrossArrays, CrossArrays]:
+    """Exact sums (comparisons, strata) of x and y, of the controls and of the arms; all have equally many strata."""
+    return _crosses(_rows(batch))
 
 
 def _crosses(rows: _Rows) -> tuple[CrossArrays, CrossArrays]:

@@ -443,6 +443,7 @@ class Decide:
             crossover_units=statistics.crossover_units,
             metrics=evaluation.metrics,
             segments=evaluation.segments,
+            ages=evaluation.ages,
             sample_ratio=evaluation.sample_ratio,
             invalid=evaluation.invalid,
             decision=steering.decision,

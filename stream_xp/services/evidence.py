@@ -8,9 +8,13 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from stream_xp.adapters.topic_reader import TopicReader, TopicRecord
-from stream_xp.domain.decision import Action, Result, Signal
+from stream_xp.domain.decision import Action, Result, ShrunkSegment, Signal
 from stream_xp.domain.operator import OperatorAction, Order, OrderSignal
+from stream_xp.engine.segments import shrunk_segments
 from stream_xp.errors import ConfigError
+from stream_xp.services.memo.record import Shrunk
+from stream_xp.services.memo.topics import read_past
+from stream_xp.services.memo.worth import shrunk
 from stream_xp.services.passed_over import PassedOver
 from stream_xp.services.signal_records import SignalRecord, experiment_of, readable, version_of
 
@@ -27,12 +31,25 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
         watermark_ms: event time up to which the evidence is complete; None before the first record.
         data_age_ms: wall clock minus watermark; None before the first record.
         evaluated_age_ms: wall clock minus the time of the evaluation.
+        shrunk_segments: effects in registered segments after shrinkage; no tests.
+        worth: of an experiment that has stopped or shipped, what its effects are worth; no tests either.
     """
 
     result: Result
     watermark_ms: int | None
     data_age_ms: int | None
     evaluated_age_ms: int
+    shrunk_segments: tuple[ShrunkSegment, ...] = ()
+    worth: tuple[Worth, ...] = ()
+
+
+class Worth(msgspec.Struct, frozen=True, kw_only=True):
+    """One metric of one arm after the winner's curse (docs/long-effects.md)."""
+
+    metric: str
+    arm: str
+    raw: float | None
+    shrunk: Shrunk
 
 
 def read_standings(settings: Settings, *, now_ms: int, experiment: str | None = None) -> tuple[Standing, ...]:
@@ -47,9 +64,28 @@ def read_standings(settings: Settings, *, now_ms: int, experiment: str | None = 
     topic = settings.topic("results")
     with PassedOver() as passed_over:
         newest = _newest_results(settings, passed_over)
-        return tuple(
-            _standing(result, now_ms) for result in _readable(newest, topic, experiment, passed_over)
+        results = _readable(newest, topic, experiment, passed_over)
+    over = [one for one in results if one.decision.action in (Action.STOP, Action.SHIP)]
+    worth = _worth(settings, over) if over else {}
+    return tuple(_standing(result, now_ms, worth.get(result.experiment, ())) for result in results)
+
+
+def _worth(settings: Settings, over: Iterable[Result]) -> dict[str, tuple[Worth, ...]]:
+    """By experiment; one whose record is gone has none."""
+    records, past = read_past(settings)
+    return {
+        result.experiment: tuple(
+            Worth(
+                metric=one.metric,
+                arm=one.arm,
+                raw=None if one.effect is None else one.effect.estimate,
+                shrunk=shrunk(record, one, past),
+            )
+            for one in result.metrics
         )
+        for result in over
+        if (record := records.get((result.experiment, result.version))) is not None
+    }
 
 
 def _newest_results(settings: Settings, passed_over: PassedOver) -> dict[bytes, TopicRecord]:
@@ -186,7 +222,7 @@ class _Believed:
         return latch.counts(said)
 
 
-def _standing(result: Result, now_ms: int) -> Standing:
+def _standing(result: Result, now_ms: int, worth: tuple[Worth, ...]) -> Standing:
     marks = [offsets.watermark_ms for offsets in result.offsets.values() if offsets.watermark_ms is not None]
     # The evidence is only as complete as its slowest partition.
     watermark_ms = min(marks, default=None)
@@ -195,4 +231,6 @@ def _standing(result: Result, now_ms: int) -> Standing:
         watermark_ms=watermark_ms,
         data_age_ms=None if watermark_ms is None else now_ms - watermark_ms,
         evaluated_age_ms=now_ms - result.evaluated_ms,
+        shrunk_segments=shrunk_segments(result.segments),
+        worth=worth,
     )

@@ -59,6 +59,7 @@ from stream_xp.stats.sample_ratio import (
     sample_ratio_dirichlet,
     sample_ratio_log_odds,
 )
+from stream_xp.stats.shrinkage import shrink_groups
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -377,6 +378,18 @@ _PROCEDURES: Final = {
 }
 
 
+def _segments(asked: q.Segments) -> Answer:
+    found = shrink_groups(asked.effects, asked.standard_errors)
+    return {
+        "label": "registered" if asked.registered else "exploratory",
+        "effects": found.effect.tolist(),
+        "sds": found.sd.tolist(),
+        "weights": found.weight.tolist(),
+        "mean": _finite(float(found.mean)),
+        "mean_sd": _finite(float(found.mean_sd)),
+    }
+
+
 def _adaptive(asked: q.Adaptive) -> Answer:
     if asked.epochs is None:
         sums, arms = cast("q.ScoreSums", asked.sums), (asked.control, asked.treatment)
@@ -425,5 +438,6 @@ _ANSWERS: Final[dict[type[q.Question], Callable[[Any], Answer]]] = {
     q.GroupSequential: _group_sequential,
     q.Bayes: _bayes,
     q.Multiplicity: _multiplicity,
+    q.Segments: _segments,
     q.Adaptive: _adaptive,
 }

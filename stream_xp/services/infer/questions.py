@@ -392,6 +392,19 @@ class Multiplicity(Question, frozen=True, kw_only=True, tag="multiplicity"):
     procedure: Literal["e_bonferroni", "e_holm", "e_bh"]
 
 
+class Segments(Question, frozen=True, kw_only=True, tag="segments"):
+    """Effects in the values of one segment, with their standard errors; the asker says whether it was registered."""
+
+    effects: Annotated[tuple[float, ...], Meta(min_length=2, max_length=1000)]
+    standard_errors: Annotated[tuple[Positive, ...], Meta(min_length=2, max_length=1000)]
+    registered: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.effects) != len(self.standard_errors):
+            raise ValueError("standard_errors: give as many as effects")
+
+
 class ScoreSums(Part, frozen=True, kw_only=True):
     """Sums over all units of the augmented inverse-propensity score psi and of the inverse propensities.
 
@@ -459,5 +472,6 @@ ANY_QUESTION = (
     | LinearModel
     | Bayes
     | Multiplicity
+    | Segments
     | Adaptive
 )

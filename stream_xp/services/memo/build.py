@@ -13,8 +13,9 @@ from stream_xp.domain.decision import Action, Decision, Method, MetricResult, Re
 from stream_xp.domain.experiment import ExperimentRecord
 from stream_xp.domain.operator import OperatorAction, Order, OrderSignal
 from stream_xp.domain.rollout import ShipRule
+from stream_xp.engine.segments import shrunk_segments
 from stream_xp.engine.standing import Standing, said, standing
-from stream_xp.services.memo.record import Decided, Force, Memo, MetricMemo, Point, Seen, Span
+from stream_xp.services.memo.record import Decided, Force, Memo, MetricMemo, Point, PriorSource, Seen, Span
 from stream_xp.services.memo.record import Said as Line
 from stream_xp.services.memo.worth import Past, shrunk
 from stream_xp.services.signal_records import SignalRecord
@@ -73,6 +74,8 @@ def memo(facts: Facts, conclusion: SignalRecord) -> Memo:
         seen=_seen(result, len(known)),
         metrics=metrics,
         segments=result.segments,
+        shrunk_segments=shrunk_segments(result.segments),
+        ages=result.ages,
         epochs=facts.record.epochs,
         invalid=spans,
         caveats=tuple(_caveats(facts, decided, result, metrics, spans)),
@@ -273,6 +276,11 @@ def _caveats(
         )
     if any(metric.shrunk.effect is None for metric in metrics):
         yield "Raw estimates of a stopped experiment exaggerate on average; not all of them could be shrunk."
+    for note in dict.fromkeys(one.shrunk.note for one in metrics if one.shrunk.prior is PriorSource.DEFAULT):
+        yield f"Effects are shrunk by a default prior: {note}."
+    for one in result.ages:
+        if one.kind is not None:
+            yield f"{one.metric} in {one.arm}: the effect changes with age ({one.kind}); the late one is what lasts."
 
 
 def _of_rule(facts: Facts, result: Result) -> Iterable[str]:

@@ -21,9 +21,14 @@ _FORCE = {
 
 
 _WORTH = (
-    "A stopped experiment exaggerates on average. The shrunk effect is corrected by past experiments; type S is the "
-    "risk of a wrong sign, type M the expected exaggeration. "
-    f"The prior needs {MIN_EXPERIMENTS} past effects on the metric. None of this controls an error level."
+    "A stopped experiment exaggerates on average. The shrunk effect is drawn towards 0 by a prior; type S is the "
+    "risk of a wrong sign, type M the expected exaggeration. The prior is learned from past effects on the metric, "
+    f"where {MIN_EXPERIMENTS} are known; until then it is a default that is wide on purpose. "
+    "None of this controls an error level."
+)
+_AGES = (
+    "By the time since first exposure, of units whose bucket is over, 0 where a unit did not come back. The change "
+    "between the first and the last bucket holds at every look, and decides nothing."
 )
 
 
@@ -200,7 +205,7 @@ def _evidence(memo: Memo) -> list[str]:
         "",
         *_table((*names, "guardrail", "method"), rows),
     ]
-    lines += _quantiles(memo) + _segments(memo)
+    lines += _quantiles(memo) + _segments(memo) + _ages(memo)
     for metric in memo.metrics:
         if metric.plot is not None:
             lines += ["", f"![{_text(metric.metric)} in {_text(metric.arm)}]({metric.plot})"]
@@ -228,6 +233,10 @@ def _quantiles(memo: Memo) -> list[str]:
 
 
 def _segments(memo: Memo) -> list[str]:
+    drawn = {
+        (one.metric, one.arm, one.segment): f"{_number(one.effect)} ± {_number(one.sd)}"
+        for one in memo.shrunk_segments
+    }
     rows = [
         (
             one.segment,
@@ -236,13 +245,54 @@ def _segments(memo: Memo) -> list[str]:
             f"{one.control_units:,} / {one.arm_units:,}",
             _interval(one.effect),
             _log_e(one.effect),
+            drawn.get((one.metric, one.arm, one.segment), "-"),
         )
         for one in memo.segments
     ]
     if not rows:
         return []
-    names = ("segment", "metric", "arm", "units", "effect [lower, upper]", "log_e")
-    return ["", "Registered segments inform and never decide:", "", *_table(names, rows)]
+    names = ("segment", "metric", "arm", "units", "raw effect [lower, upper]", "log_e", "shrunk effect")
+    return ["", _SEGMENTS, "", *_table(names, rows)]
+
+
+_SEGMENTS = (
+    "Segments registered before the first look; they inform and never decide. The raw sequences of all values hold "
+    "together; the shrunk effect is drawn towards the mean of its segment and has no error level:"
+)
+
+
+def _ages(memo: Memo) -> list[str]:
+    if not memo.ages:
+        return []
+    points = [
+        (
+            one.metric,
+            one.arm,
+            f"{_duration(bucket.from_ms)} to {_duration(bucket.until_ms)}",
+            f"{bucket.control_units:,} / {bucket.arm_units:,}",
+            _interval(bucket.effect),
+        )
+        for one in memo.ages
+        for bucket in one.buckets
+    ]
+    changes = [
+        (
+            one.metric,
+            one.arm,
+            f"{one.control_units:,} / {one.arm_units:,}",
+            _duration(one.per_ms),
+            _number(one.early.estimate if one.early else None),
+            _number(one.late.estimate if one.late else None),
+            _interval(one.change),
+            _log_e(one.change),
+            str(one.kind) if one.kind else one.note or "not proven",
+        )
+        for one in memo.ages
+    ]
+    shared = ("metric", "arm")
+    curve = _table((*shared, "age", "units", "effect [lower, upper]"), points)
+    names = (*shared, "units", "per", "early", "late", "change [lower, upper]", "log_e", "it is")
+    return ["", _AGES, "", *curve, "", *_table(names, changes)]
 
 
 def _guard(metric: MetricMemo) -> str:
@@ -259,6 +309,7 @@ def _worth(memo: Memo) -> list[str]:
         "raw effect",
         "standard error",
         "past effects",
+        "prior",
         "shrunk effect",
         "type S",
         "type M",
@@ -276,9 +327,10 @@ def _shrunk(metric: MetricMemo, shrunk: Shrunk) -> tuple[str, ...]:
     raw = _number(None if metric.effect is None else metric.effect.estimate)
     found = (raw, _number(shrunk.standard_error), f"{shrunk.experiments:,}")
     if shrunk.effect is None or shrunk.type_s is None or shrunk.type_m is None:
-        return (*found, shrunk.note or "-", "-", "-")
+        return (*found, "-", shrunk.note or "-", "-", "-")
     return (
         *found,
+        f"{shrunk.prior}, sd {_number(shrunk.prior_sd)}",
         f"{_number(shrunk.effect)} ± {_number(shrunk.sd)}",
         f"{shrunk.type_s:.2g}",
         f"{shrunk.type_m:.3g}",

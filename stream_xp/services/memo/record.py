@@ -8,6 +8,7 @@ import msgspec
 
 from stream_xp.domain.decision import (
     Action,
+    AgeResult,
     ArmResult,
     Evidence,
     LookTaken,
@@ -17,6 +18,7 @@ from stream_xp.domain.decision import (
     QuantileResult,
     SampleRatio,
     SegmentResult,
+    ShrunkSegment,
 )
 from stream_xp.domain.experiment import ExperimentSpec, WeightEpoch
 from stream_xp.domain.statistics import Outcomes
@@ -120,20 +122,29 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
     upper: float | None
 
 
+class PriorSource(StrEnum):
+    """Where a prior comes from: learned from past experiments, or the default while too few are known."""
+
+    LEARNED = "learned"
+    DEFAULT = "default"
+
+
 class Shrunk(msgspec.Struct, frozen=True, kw_only=True):
     """The effect after the winner's curse (docs/statistics.md), or why it is not given.
 
     Attributes:
         standard_error: of the raw estimate.
-        prior_sd: of the true effects, learned from `experiments` past ones; None where no prior could be learned.
+        experiments: past effects on the metric that are known, of other experiments.
+        prior: where the prior of the true effects comes from, N(0, prior_sd^2); None where there is none.
         effect, sd: posterior mean and standard deviation. shrinkage: share of the estimate that survived.
         type_s: probability that the effect has not the sign of the estimate.
         type_m: expected exaggeration of its size.
-        note: why there is no effect here.
+        note: why there is no effect here, or what the default prior is.
     """
 
     experiments: int
     standard_error: float | None = None
+    prior: PriorSource | None = None
     prior_sd: float | None = None
     effect: float | None = None
     sd: float | None = None
@@ -178,6 +189,8 @@ class Memo(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         spec: the plan as it was applied; its design is what `design_hash` covers.
+        segments: effects in the values of registered segments, and `shrunk_segments` those that could be shrunk.
+        ages: effects by age.
         epochs: all weight epochs of the version, those after the decision too.
         audit: all that was said of the version, in the order in which it counts.
         guarantee: what the rule that ships promises; None for specs without a conclusion.
@@ -193,6 +206,8 @@ class Memo(msgspec.Struct, frozen=True, kw_only=True):
     seen: Seen
     metrics: tuple[MetricMemo, ...]
     segments: tuple[SegmentResult, ...]
+    shrunk_segments: tuple[ShrunkSegment, ...]
+    ages: tuple[AgeResult, ...]
     epochs: tuple[WeightEpoch, ...]
     invalid: tuple[Span, ...]
     caveats: tuple[str, ...]

@@ -10,7 +10,7 @@ from stream_xp.domain.decision import Action, Result, Signal
 from stream_xp.domain.experiment import ExperimentRecord
 from stream_xp.errors import ConfigError
 from stream_xp.services.memo.build import Facts
-from stream_xp.services.memo.worth import past_effects
+from stream_xp.services.memo.worth import Past, past_effects
 from stream_xp.services.passed_over import PassedOver
 from stream_xp.services.publish import published
 from stream_xp.services.signal_records import SignalRecord, experiment_of, readable, version_of
@@ -47,6 +47,19 @@ def read_facts(settings: Settings, experiment: str, *, version: int | None = Non
         results=tuple(looks[look] for look in sorted(looks)),
         past=tuple(past_effects(records, _at_their_stop(signals, results))),
     )
+
+
+def read_past(settings: Settings) -> tuple[dict[tuple[str, int], ExperimentRecord], tuple[Past, ...]]:
+    """Read the record of every experiment version, and what all of them have found.
+
+    Raises:
+        ConfigError: a topic is missing.
+        DependencyError: a broker did not answer.
+    """
+    with PassedOver() as passed_over:
+        records = _records(settings, passed_over)
+        results = _at_their_stop(_signals(settings, passed_over), _results(settings, passed_over))
+    return records, tuple(past_effects(records, results))
 
 
 def _at_their_stop(signals: Iterable[SignalRecord], results: Iterable[Result]) -> list[Result]:

@@ -1,15 +1,19 @@
-"""What an effect is worth after its experiment was stopped: shrunk by what past experiments have found."""
+"""What an effect is worth after its experiment was stopped: shrunk by what past experiments have found.
+
+Everything here is a function of what stands on the topics: the same records give the same numbers.
+"""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple
 
 from stream_xp import stats
 from stream_xp.domain.decision import Evidence, Method, MetricResult, Result
-from stream_xp.domain.experiment import ExperimentRecord, MetricKind
+from stream_xp.domain.experiment import ExperimentRecord, Metric, MetricKind, Threshold
 from stream_xp.engine.design import plans
-from stream_xp.services.memo.record import Shrunk
+from stream_xp.services.memo.record import PriorSource, Shrunk
 from stream_xp.stats.selection import MIN_EXPERIMENTS
 
 _NORMAL: Final = (
@@ -20,6 +24,12 @@ _NORMAL: Final = (
     Method.RATIO,
 )
 """Methods whose sequence is a normal mixture around a difference, so that it tells the standard error."""
+
+
+MOST_PAST: Final = 1000
+"""Past effects on one metric that the prior is learned from."""
+DEFAULT_LIFT_SD: Final = 0.3
+"""Standard deviation of relative effects where nothing else is known of them: two in three are below 30 %."""
 
 
 class Past(NamedTuple):
@@ -43,16 +53,27 @@ def past_effects(
 ) -> list[Past]:
     """The effects of experiments, winners, losers and those that still run, one for each metric and arm.
 
+    Those that run are there because who leaves them out keeps what stopped early, which are the large effects.
+
     Args:
         records: by experiment and version. A result whose record is gone is left out: what its tuning was is unknown.
         results: one per experiment version, that of its stop or its newest.
+
+    Returns:
+        Oldest first; of each metric at most `MOST_PAST`, those of the experiments that began last. When one ended
+        depends on what it found, so that by its end no bound could choose: what stops early has large effects.
     """
-    return [
-        one
-        for result in results
-        if (record := records.get((result.experiment, result.version))) is not None
-        for one in _of_result(record, result)
-    ]
+    by_metric: defaultdict[tuple[str, MetricKind], list[Past]] = defaultdict(list)
+    for result in sorted(results, key=_began):
+        record = records.get((result.experiment, result.version))
+        for one in () if record is None else _of_result(record, result):
+            by_metric[one.metric, one.kind].append(one)
+    return [one for found in by_metric.values() for one in found[-MOST_PAST:]]
+
+
+def _began(result: Result) -> tuple[int, str, int]:
+    """About when it began, and its name: an order that does not depend on what it found."""
+    return result.evaluated_ms - result.runtime_ms, result.experiment, result.version
 
 
 def _of_result(record: ExperimentRecord, result: Result) -> list[Past]:
@@ -99,34 +120,60 @@ def _far_width(effect: Evidence) -> float | None:
 def shrunk(record: ExperimentRecord, result: MetricResult, past: Iterable[Past]) -> Shrunk:
     """The shrunk effect with its risks, by a prior from the past effects on the same metric.
 
-    Effects of this experiment, of whatever version, are not its own past.
+    Effects of this experiment, of whatever version, are not its own past. With fewer than `MIN_EXPERIMENTS` of others
+    the prior is the default one: as wide as `DEFAULT_LIFT_SD` of the control mean, or as the minimum effect if that
+    is larger.
     """
-    kind = next((one.kind for one in record.spec.metrics if one.key == result.metric), None)
+    metric = next((one for one in record.spec.metrics if one.key == result.metric), None)
     mine = [
         one
         for one in past
-        if (one.metric, one.kind) == (result.metric, kind) and one.experiment != record.spec.experiment
+        if metric is not None
+        and (one.metric, one.kind) == (metric.key, metric.kind)
+        and one.experiment != record.spec.experiment
     ]
     error = standard_error(record, result)
-    if error is None or result.effect is None or result.effect.estimate is None:
+    if metric is None or error is None or result.effect is None or result.effect.estimate is None:
         return Shrunk(experiments=len(mine), note="there is no standard error to shrink by")
-    if not mine:
-        return Shrunk(experiments=0, standard_error=error, note=_too_few(0))
-    # The side that is good does not matter: the prior is even around 0.
-    prior = stats.prior_from_past([one.effect for one in mine], [one.standard_error for one in mine])
-    if not prior.known:
-        return Shrunk(experiments=len(mine), standard_error=error, note=_too_few(len(mine)))
-    found = stats.selected_effect(result.effect.estimate, error, prior_sd=float(prior.sd))
+    prior = _prior(metric, result, mine)
+    if prior is None:
+        note = f"{_too_few(len(mine))}, and no default one: the control mean is 0, and the metric has no minimum effect"
+        return Shrunk(experiments=len(mine), standard_error=error, note=note)
+    found = stats.selected_effect(result.effect.estimate, error, prior_sd=prior.sd)
     return Shrunk(
         experiments=len(mine),
         standard_error=error,
-        prior_sd=float(prior.sd),
+        prior=prior.source,
+        prior_sd=prior.sd,
         effect=float(found.effect),
         sd=float(found.sd),
         shrinkage=float(found.shrinkage),
         type_s=float(found.type_s),
         type_m=float(found.type_m),
+        note=prior.note,
     )
+
+
+class _Prior(NamedTuple):
+    """Of the true effects, even around 0; the side that is good does not matter."""
+
+    source: PriorSource
+    sd: float
+    note: str | None = None
+
+
+def _prior(metric: Metric, result: MetricResult, past: list[Past]) -> _Prior | None:
+    if len(past) >= MIN_EXPERIMENTS:
+        effects, errors = [one.effect for one in past], [one.standard_error for one in past]
+        return _Prior(PriorSource.LEARNED, float(stats.prior_from_past(effects, errors).sd))
+    # A margin says what is tolerable and a minimum effect what is wanted; only the latter also is thought possible.
+    wanted = metric.minimum_effect or Threshold(relative=DEFAULT_LIFT_SD)
+    control = abs(result.control_mean or 0.0)
+    sd = max(DEFAULT_LIFT_SD * control, wanted.absolute or (wanted.relative or 0.0) * control)
+    if sd == 0:
+        return None
+    note = f"{_too_few(len(past))}; as wide as {100 * DEFAULT_LIFT_SD:g} % of the control mean, or the minimum effect"
+    return _Prior(PriorSource.DEFAULT, sd, note)
 
 
 def _too_few(known: int) -> str:

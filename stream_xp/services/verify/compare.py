@@ -27,7 +27,7 @@ _FIRST: Final = (
     "sample_ratio",
     "metrics",
 )
-_NAMED: Final = ("monitor", "metric", "arm", "segment", "quantile", "look")
+_NAMED: Final = ("monitor", "metric", "arm", "segment", "quantile", "look", "until_ms")
 
 
 class Line(msgspec.Struct, frozen=True, kw_only=True):

@@ -10,7 +10,7 @@ import msgspec
 
 from stream_xp import __version__
 from stream_xp.domain.codec import decode_own
-from stream_xp.domain.decision import Action, LookTaken, PartitionOffsets, Result, Signal
+from stream_xp.domain.decision import Action, LookTaken, PartitionOffsets, Result, SegmentResult, Signal
 from stream_xp.domain.experiment import METHODS, ExperimentRecord, record_rules
 from stream_xp.domain.operator import OrderSignal
 from stream_xp.domain.statistics import (
@@ -385,7 +385,8 @@ def _result(
         arms=evaluation.arms,
         crossover_units=statistics.crossover_units,
         metrics=evaluation.metrics,
-        segments=evaluation.segments,
+        segments=_as_recorded(recorded, evaluation.segments),
+        ages=evaluation.ages,
         sample_ratio=evaluation.sample_ratio,
         invalid=evaluation.invalid,
         # Standing only ever holds a decision back: what was signalled follows from the evidence alone.
@@ -397,6 +398,13 @@ def _result(
         exposure_outcomes=add_outcomes(part.exposure_outcomes for part in parts),
         reward_outcomes=add_outcomes(part.reward_outcomes for part in parts),
     )
+
+
+def _as_recorded(recorded: Result, derived: tuple[SegmentResult, ...]) -> tuple[SegmentResult, ...]:
+    """The segments without what an older worker did not say."""
+    if any(one.standard_error is not None for one in recorded.segments):
+        return derived
+    return tuple(msgspec.structs.replace(one, standard_error=None) for one in derived)
 
 
 def _watched(

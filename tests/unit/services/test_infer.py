@@ -17,6 +17,7 @@ from stream_xp.cli import main
 from stream_xp.services.infer import METHODS, answer, answer_lines
 from stream_xp.services.infer.answers import _ANSWERS
 from stream_xp.services.infer.questions import ANY_QUESTION
+from stream_xp.stats.shrinkage import shrink_groups
 
 DOCS = Path(__file__).parents[3] / "docs" / "infer.md"
 COMMAND = re.compile(r"^\$ echo ('.*') \| stream-xp infer\n(.*)$", re.MULTILINE)
@@ -52,6 +53,7 @@ LINES: dict[str, dict[str, Any]] = {
     "linear_model": {"t": 2.5, "df_residual": 97, "n": 100, "g": 1},
     "bayes": {"estimate": 0.1, "variance": 0.01, "prior_mean": 0.0, "prior_variance": 0.04},
     "multiplicity": {"e_values": [30.0, 1.0], "procedure": "e_bh"},
+    "segments": {"effects": [0.3, 0.0, 0.1], "standard_errors": [0.1, 0.05, 0.2]},
     "adaptive": {"sums": SUMS, "control": ARM, "treatment": ARM, "n_star": 1000},
 }
 BOUNDED = {"estimate", "lower", "upper", "log_e", "p"}
@@ -66,6 +68,7 @@ FIELDS = {
     "linear_model": {"log_e", "p", "radius"},
     "bayes": {"posterior_mean", "posterior_sd", "prob_better", "loss_ship", "loss_keep"},
     "multiplicity": {"rejected", "adjusted"},
+    "segments": {"label", "effects", "sds", "weights", "mean", "mean_sd"},
 }
 
 
@@ -370,6 +373,16 @@ def test_a_lift_that_is_not_bounded_is_undetermined() -> None:
     near_zero = ARM | {"mean": 0.01}
     answered = ask("mean_difference", control=near_zero, relative="fieller")
     assert answered == {"undetermined": "the control mean is not separated from zero"}
+
+
+def test_segments_are_shrunk_and_are_exploratory_unless_somebody_says_otherwise() -> None:
+    answered = ask("segments")
+    found = shrink_groups([0.3, 0.0, 0.1], [0.1, 0.05, 0.2])
+    assert answered["effects"] == pytest.approx(found.effect.tolist())
+    assert answered["sds"] == pytest.approx(found.sd.tolist())
+    assert answered["label"] == "exploratory"
+    assert ask("segments", registered=True)["label"] == "registered"
+    assert ask("segments", effects=[0.3, 0.0])["error"] == "standard_errors: give as many as effects"
 
 
 def test_answer_takes_a_question() -> None:

@@ -13,6 +13,9 @@ from stream_xp import stats
 from stream_xp.adapters.kafka_admin import topics_dir
 from stream_xp.domain.decision import (
     Action,
+    AgeChange,
+    AgeEffect,
+    AgeResult,
     Evidence,
     Method,
     MetricResult,
@@ -28,10 +31,11 @@ from stream_xp.domain.statistics import ALL, MetricMoments
 from stream_xp.engine.comparison import Comparison, Stratum
 from stream_xp.engine.design import plans
 from stream_xp.engine.mean_findings import mean_findings
-from stream_xp.services.memo import conclusions, markdown, memo
+from stream_xp.engine.segments import shrunk_segments
+from stream_xp.services.memo import conclusions, markdown, memo, worth
 from stream_xp.services.memo.build import Facts
 from stream_xp.services.memo.plots import can_plot, write_plots
-from stream_xp.services.memo.record import Force, Memo
+from stream_xp.services.memo.record import Force, Memo, PriorSource
 from stream_xp.services.memo.worth import Past, past_effects, shrunk, standard_error
 
 if TYPE_CHECKING:
@@ -299,13 +303,47 @@ def test_an_effect_is_shrunk_by_past_experiments() -> None:
     assert (found.effect, found.type_s, found.type_m) == (again.effect, again.type_s, again.type_m)
 
 
-def test_too_few_past_experiments_give_no_prior() -> None:
+TOO_FEW = "no prior could be learned: {} past effects on this metric are known, 10 are needed"
+
+
+def test_too_few_past_experiments_give_the_default_prior_and_say_so() -> None:
     found = shrunk(RECORD, metric(), past(9))
-    assert (found.effect, found.experiments) == (None, 9)
-    assert found.note == ("no prior could be learned: 9 past effects on this metric are known, 10 are needed")
-    assert shrunk(RECORD, metric(), ()).note == (
-        "no prior could be learned: 0 past effects on this metric are known, 10 are needed"
+    assert (found.prior, found.experiments) == (PriorSource.DEFAULT, 9)
+    assert found.prior_sd == pytest.approx(0.3 * 0.2)
+    assert found.note is not None
+    assert found.note.startswith(TOO_FEW.format(9) + "; as wide as 30 % of the control mean")
+    again = stats.selected_effect(0.05, found.standard_error or 0.0, prior_sd=0.3 * 0.2)
+    assert (found.effect, found.type_s, found.type_m) == (again.effect, again.type_s, again.type_m)
+    learned = shrunk(RECORD, metric(), past(10))
+    assert (learned.prior, learned.note) == (PriorSource.LEARNED, None)
+
+
+def test_the_default_prior_is_at_least_as_wide_as_the_minimum_effect() -> None:
+    without_mean = msgspec.structs.replace(metric(), control_mean=0.0)
+    assert shrunk(RECORD, without_mean, ()).prior_sd == pytest.approx(0.01)
+    guardrail = msgspec.structs.replace(metric(0.5, 0.4, key="spent"), control_mean=0.0)
+    found = shrunk(RECORD, guardrail, ())
+    assert (found.effect, found.prior) == (None, None)
+    assert found.note == (
+        TOO_FEW.format(0)
+        + ", and no default one: the control mean is 0, and the metric has no minimum effect"
     )
+
+
+def test_the_past_is_bounded_and_keeps_what_began_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worth, "MOST_PAST", 3)
+    names = [f"e{at}" for at in range(6)]
+    records = {(name, 1): RECORD for name in names}
+    results = [
+        # The later it began, the sooner it ended.
+        result(
+            1, experiment=name, evaluated_ms=9000 - at, runtime_ms=5000 - 3 * at, metrics=(metric(0.01 * at),)
+        )
+        for at, name in enumerate(names)
+    ]
+    found = past_effects(records, results)
+    assert [one.experiment for one in found] == ["e3", "e4", "e5"]
+    assert past_effects(records, reversed(results)) == found
 
 
 def test_only_the_same_metric_of_other_experiments_counts() -> None:
@@ -346,7 +384,8 @@ def test_the_page_has_every_part() -> None:
     assert "**in force**, decided by the service, approved by kim at" in text
     assert "minimum effect 0.01" in text
     assert "margin 2 % of the control" in text
-    assert "no prior could be learned: 0 past effects" in text
+    assert "learned, sd 0.02" in text
+    assert "- Effects are shrunk by a default prior: no prior could be learned: 0 past effects" in text
     assert "| 1 | 1970-01-01 01:00:00 UTC | 1 | old 0, new 1 (final) | won |" in text
     assert "`stream-xp verify won` derives it again" in text
 
@@ -387,22 +426,57 @@ def test_tables_have_as_many_cells_in_every_line() -> None:
             block = []
 
 
-def test_quantiles_and_segments_have_tables_of_their_own() -> None:
+SHOWN = Evidence(0.1, 0.05, None, 2.0, 0.1, 3.0)
+AGED = AgeResult(
+    metric="click",
+    arm="new",
+    control_units=9,
+    arm_units=8,
+    per_ms=86_400_000,
+    buckets=(
+        AgeEffect(from_ms=0, until_ms=86_400_000, control_units=20, arm_units=21, effect=SHOWN),
+        AgeEffect(from_ms=86_400_000, until_ms=172_800_000, control_units=9, arm_units=8),
+    ),
+    early=SHOWN,
+    late=SHOWN,
+    change=SHOWN,
+    kind=AgeChange.NOVELTY,
+)
+
+
+def test_quantiles_segments_and_ages_have_tables_of_their_own() -> None:
     shown = Evidence(0.1, 0.05, None, 2.0, 0.1, 3.0)
     quantile = QuantileResult(quantile=0.9, control_value=1.0, arm_value=1.1, effect=shown)
     segment = SegmentResult(
-        metric="click", arm="new", segment="os=a", control_units=10, arm_units=11, effect=shown
+        metric="click",
+        arm="new",
+        segment="os=a",
+        control_units=10,
+        arm_units=11,
+        effect=shown,
+        standard_error=0.02,
+    )
+    other = msgspec.structs.replace(
+        segment, segment="os=other", effect=Evidence(0.0, None, None, 0.0, 1.0, 3.0), standard_error=0.02
     )
     signal = decided("won")
     found = msgspec.structs.replace(
         signal.data.result,
         metrics=(msgspec.structs.replace(metric(), quantiles=(quantile,)),),
-        segments=(segment,),
+        segments=(segment, other),
+        ages=(AGED,),
     )
     data = msgspec.structs.replace(signal.data, result=found)
     text = markdown(newest(facts(msgspec.structs.replace(signal, data=data))))
     assert "| click | new | 0.9 | 1 | 1.1 | 0.1 \\[0.05, -\\] | 2.00 of 3.00 |" in text
-    assert "| os=a | click | new | 10 / 11 | 0.1 \\[0.05, -\\] | 2.00 of 3.00 |" in text
+    (drawn, _) = shrunk_segments((segment, other))
+    assert 0.05 < drawn.effect < 0.1
+    told = f"{drawn.effect:.4g} ± {drawn.sd:.4g}"
+    assert f"| os=a | click | new | 10 / 11 | 0.1 \\[0.05, -\\] | 2.00 of 3.00 | {told} |" in text
+    assert "Segments registered before the first look" in text
+    assert "| click | new | 0 s to 1 d | 20 / 21 | 0.1 \\[0.05, -\\] |" in text
+    assert "| click | new | 9 / 8 | 1 d | 0.1 | 0.1 | 0.1 \\[0.05, -\\] | 2.00 of 3.00 | novelty |" in text
+    assert "the effect changes with age (novelty)" in text
 
 
 def test_the_json_is_the_memo_again() -> None:
