@@ -6,8 +6,10 @@ import json
 import random
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 
+from stream_xp.domain.ages import Ages
 from stream_xp.domain.codec import Limits
 from stream_xp.domain.experiment import (
     Adjustment,
@@ -337,3 +339,31 @@ def test_where_wrong_does_not_stay_wrong_it_still_comes_after_a_right_one(seed: 
     found = first_wrong(len(states), lambda at: states[at])
     assert states[found]
     assert found == 0 or not states[found - 1]
+
+
+def test_a_reward_that_is_lost_in_a_bucket_of_age_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The attribution window is over long before: only the rows of buckets differ."""
+    short = tuple(msgspec.structs.replace(one, attribution_window="1ms") for one in SPEC.metrics)
+    spend = msgspec.structs.replace(short[1], adjustment=Adjustment.NONE)
+    ages = Ages(metrics=("spend",), until=("100ms", "200ms", "300ms", "400ms"))
+    aged = msgspec.structs.replace(SPEC, metrics=(short[0], spend, *short[3:]), ages=ages)
+    monkeypatch.setitem(globals(), "SPEC", aged)
+    screening, tried = drawn(7, units=200), set()
+    truth = statistics_of(screening, VERSION)
+    for one in screening.heard.admitted:
+        wrong = statistics_of(screening._replace(heard=without(screening.heard, one.offset)), VERSION)
+        mismatch = first_mismatch(wrong, truth)
+        # Some rewards have one id and one value; each of them explains the loss of another.
+        alike = one.event.metric != "spend" or one.event.id == "once"
+        if alike or mismatch is None or mismatch.metric in tried:
+            continue
+        found = explained(screening, wrong)
+        assert [(s.effect, s.topic, s.offset) for s in found.suspects] == [(Effect.LOST, REWARDS, one.offset)]
+        assert mismatch.metric is not None
+        listed = [
+            other.offset for other in screening.heard.admitted if other.offset in found.contributors.rewards
+        ]
+        assert one.offset in listed
+        assert len(listed) < sum(other.event.metric == "spend" for other in screening.heard.admitted) / 2
+        tried.add(mismatch.metric)
+    assert {"spend@age1", "spend@age2", "spend@age3", "spend@age4"} <= tried

@@ -17,6 +17,7 @@ from click.testing import CliRunner
 from stream_xp.adapters.clock import ManualClock
 from stream_xp.adapters.kafka_log import LogRecord
 from stream_xp.cli import main
+from stream_xp.domain.ages import Ages
 from stream_xp.domain.codec import Limits
 from stream_xp.domain.decision import Action, MonitorState, PartitionOffsets, Result, Signal
 from stream_xp.domain.experiment import ExperimentRecord, ExperimentSpec, WeightEpoch
@@ -852,3 +853,47 @@ def test_a_refused_record_that_came_later_is_not_what_was_decided_on(broker: Bro
     for refused in (hand_made, late):
         broker.add("xp.experiments", b"exp", msgspec.json.encode(refused))
     assert only(verify(SETTINGS, signal.id)).verdict is Verdict.EQUAL
+
+
+# Effects by age, and a segment that is registered.
+AGED = msgspec.structs.replace(
+    SPEC,
+    segments={"device": ("tv",)},
+    ages=Ages(metrics=("spend", "click"), until=("100ms", "200ms", "300ms")),
+)
+AGED_RECORD = msgspec.structs.replace(RECORD, spec=AGED, design_hash=AGED.design_hash())
+
+
+def test_effects_by_age_are_derived_too(broker: Broker) -> None:
+    fill(broker, record=AGED_RECORD)
+    signal = decided(broker, parts(broker), record=AGED_RECORD)
+    spend, click = signal.data.result.ages
+    assert (spend.metric, click.metric) == ("spend", "click")
+    assert spend.control_units == spend.arm_units == 300
+    found = only(verify(SETTINGS, signal.id))
+    assert (found.verdict, found.first_difference) == (Verdict.EQUAL, None)
+    by_name = {one.what for one in found.lines}
+    assert {f"ages click b buckets {at} arm_units" for at in (100, 200, 300)} <= by_name
+    assert "ages spend b buckets 100 effect log_e" in by_name
+    assert click.change is not None
+    wrong = msgspec.structs.replace(click, change=msgspec.structs.replace(click.change, log_e=9.0))
+    rewrite(broker, with_result(signal, ages=(spend, wrong)))
+    found = only(verify(SETTINGS, signal.id))
+    assert found.verdict is Verdict.DIFFERENT
+    assert "ages click b change log_e" in str(found.first_difference)
+
+
+def test_a_worker_that_did_not_say_standard_errors_of_segments_is_taken_at_its_word(broker: Broker) -> None:
+    fill(broker, record=AGED_RECORD)
+    signal = decided(broker, parts(broker), record=AGED_RECORD)
+    segments = signal.data.result.segments
+    assert any(one.standard_error for one in segments)
+    older = tuple(msgspec.structs.replace(one, standard_error=None) for one in segments)
+    rewrite(broker, with_result(signal, segments=older))
+    assert only(verify(SETTINGS, signal.id)).verdict is Verdict.EQUAL
+    wrong = tuple(
+        msgspec.structs.replace(one, standard_error=one.standard_error and 2 * one.standard_error)
+        for one in segments
+    )
+    rewrite(broker, with_result(signal, segments=wrong))
+    assert only(verify(SETTINGS, signal.id)).verdict is Verdict.DIFFERENT
