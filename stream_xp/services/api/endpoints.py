@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from urllib.parse import quote
 
 import msgspec
 from starlette.responses import Response
@@ -283,8 +284,12 @@ async def analysis(api: Api, request: Request, _: None) -> Response:
 
 async def spinnaker(api: Api, request: Request, _: None) -> Response:
     """The verdict for Spinnaker's webhook stage; asked with POST first, then with GET."""
-    told = api.verdict(_key(request), _arm(request))
-    url = str(request.url)
+    key, arm = _key(request), _arm(request)
+    told = api.verdict(key, arm)
+    # Put together anew: a header takes no letter that an address has not.
+    host = quote(request.headers.get("host", ""), safe=":[]")
+    query = "" if arm is None else f"?arm={quote(arm, safe='')}"
+    url = f"{request.url.scheme}://{host}/spinnaker/{quote(key, safe='')}{query}"
     return reply(gates.spinnaker(told, url), headers={"location": url})
 
 

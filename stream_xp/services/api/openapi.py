@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from stream_xp.services.api.routes import Route
 
 _REFERENCE: Final = "#/components/schemas/{name}"
+_EXAMPLES: Final = {"experiment": "checkout", "canary_config": "checkout@canary"}
 _WORDS: Final = {
     400: "It is not what it must be.",
     401: "A token is missing, or is none of ours.",
@@ -75,7 +76,8 @@ def _operation(route: Route, of_kind: dict[str, Any]) -> dict[str, Any]:
 
 def _path_parameter(name: str) -> dict[str, Any]:
     schema = {"type": "string", "minLength": 1, "maxLength": 2000}
-    return {"name": name, "in": "path", "required": True, "schema": schema}
+    example = {"example": _EXAMPLES[name]} if name in _EXAMPLES else {}
+    return {"name": name, "in": "path", "required": True, "schema": schema, **example}
 
 
 def _responses(route: Route, of_kind: dict[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -139,5 +139,3 @@ WRITES: Final[tuple[Route, ...]] = (
           endpoints.alertmanager, orders.AlertsTaken, body=orders.AlertGroup,
           refusals=(*_BODY, 401, 409, 429, 503), writes=True),
 )  # fmt: skip
-
-PATH_PARAMETER = Annotated[str, msgspec.Meta(min_length=1, max_length=2000)]

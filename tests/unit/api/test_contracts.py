@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import pytest
 from api_process import serving
@@ -339,6 +340,15 @@ def test_spinnakers_webhook_stage_in_every_state(state: str) -> None:
     with serving(world_in(state)) as (client, _):
         verdict = STATES[state].verdict
         assert spinnaker(client) == (verdict if verdict in (Verdict.PASS, Verdict.STOP) else "hold")
+
+
+def test_spinnaker_is_sent_to_an_address_that_a_header_can_hold() -> None:
+    with serving(world_in("pass")) as (client, _):
+        name = "caf\u00e9 \U0001f600\r\nx: y"
+        answer = client.post("/spinnaker/" + quote(name), params={"arm": name})
+        assert (answer.status_code, answer.json()["status"]) == (200, "RUNNING")
+        assert answer.headers["location"] == answer.json()["statusUrl"]
+        assert client.get(answer.headers["location"]).json()["statusUrl"] == answer.headers["location"]
 
 
 # --- all of them -------------------------------------------------------------------------------------------------
