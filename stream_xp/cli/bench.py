@@ -6,6 +6,7 @@ import click
 
 from stream_xp.cli.common import CommandGroup, examples, json_option, print_json
 from stream_xp.services.bench.evaluation import EvaluationReport, bench_evaluation
+from stream_xp.services.bench.gate import GateReport, bench_gate
 from stream_xp.services.bench.recovery import Job, bench_recovery, table
 from stream_xp.services.bench.service import MAX_EVENTS, IngestReport, bench_ingest
 
@@ -131,6 +132,46 @@ def recovery(
         print_json(reports)
     else:
         click.echo(table(reports))
+
+
+@bench.command(
+    epilog=examples("stream-xp bench gate", "stream-xp bench gate --rate 1000 --seconds 30 --json")
+)
+@click.option("--url", metavar="URL", help="What is asked.  [default: an API and a worker of its own]")
+@click.option(
+    "--rate", type=click.FloatRange(1.0, 100_000.0), default=500.0, show_default=True, help="Per second."
+)
+@click.option("--connections", type=click.IntRange(1, 500), default=50, show_default=True)
+@click.option("--seconds", type=click.FloatRange(1.0, 3600.0), default=10.0, show_default=True)
+@click.option(
+    "--events",
+    "events_per_s",
+    type=click.IntRange(1, 20_000),
+    default=500,
+    show_default=True,
+    help="Exposures per second that its worker ingests meanwhile.",
+)
+@json_option
+def gate(
+    url: str | None, *, rate: float, connections: int, seconds: float, events_per_s: int, as_json: bool
+) -> None:
+    """Ask a gate at a steady rate, while a worker ingests; times run from when a request was due."""
+    report = bench_gate(
+        url=url, rate=rate, connections=connections, seconds=seconds, events_per_s=events_per_s
+    )
+    if as_json:
+        print_json(report)
+    else:
+        click.echo(_gate_lines(report))
+
+
+def _gate_lines(report: GateReport) -> str:
+    statuses = ", ".join(f"{count:,} x {status}" for status, count in sorted(report.statuses.items()))
+    return (
+        f"{report.answered_per_s:.0f} requests/s of {report.rate:.0f} over {report.connections} connections: "
+        f"p50 {report.p50_ms:.1f} ms, p99 {report.p99_ms:.1f} ms, longest {report.max_ms:.1f} ms; {statuses}; "
+        f"{report.events:,} events meanwhile"
+    )
 
 
 def _evaluation_lines(report: EvaluationReport) -> str:
