@@ -186,16 +186,26 @@ def _sample_ratio(result: Result) -> list[Text]:
 
 
 def _monitors(result: Result) -> list[Text]:
-    """Return a line for each monitor that is not quiet."""
-    loud = [one for one in result.monitors or () if one.state is not MonitorState.QUIET]
-    return [Text(_monitor(one), style=_MONITOR_STYLES[one.state]) for one in loud]
+    """Return a line for each monitor that is not quiet, one that tells what opens latches, and one for all others."""
+    monitors = result.monitors or ()
+    loud = [one for one in monitors if one.state is not MonitorState.QUIET]
+    lines = [Text(_monitor(one), style=_MONITOR_STYLES[one.state]) for one in loud]
+    if any(one.latched for one in loud):
+        lines.append(
+            Text(f"  once it is mended: stream-xp reset {result.experiment} --monitors", style="dim")
+        )
+    quiet = ", ".join(_about(one) for one in monitors if one.state is MonitorState.QUIET)
+    return [*lines, Text(f"quiet: {quiet}", style="dim")] if quiet else lines
 
 
 def _monitor(one: MonitorResult) -> str:
-    name = one.monitor.replace("_", " ")
     test = "" if one.log_e is None else f", log_e {one.log_e:.2f} of {one.threshold_log_e or 0.0:.2f}"
     latched = ", latched" if one.latched else ""
-    return f"monitor {name}: {one.state}{latched}{test}: {one.reason}"
+    return f"monitor {_about(one)}: {one.state}{latched}{test}: {one.reason}"
+
+
+def _about(one: MonitorResult) -> str:
+    return one.monitor.replace("_", " ") + (f" of {one.arm}" if one.arm else "")
 
 
 def _outcomes(name: str, outcomes: Outcomes) -> str:

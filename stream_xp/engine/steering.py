@@ -143,7 +143,7 @@ def steer(
         return _moving(record, standing, evaluation, seen, step=step, allocator=allocator)
     shown = hold(spec, evaluation, seen.runtime_ms, looks=seen.looks)
     reason = shown.reason if invalid(evaluation) else held
-    return Steering(_hold(reason), step=step, waits=(*step.waits, held))
+    return Steering(_hold(reason), step=step, waits=tuple(dict.fromkeys((*step.waits, held))))
 
 
 def _closable(spec: ExperimentSpec, evaluation: Evaluation) -> frozenset[str]:

@@ -13,7 +13,7 @@ from kafka import KafkaConsumer, TopicPartition
 
 from stream_xp.adapters.kafka_admin import declared_topics
 from stream_xp.adapters.topic_writer import TopicWriter
-from stream_xp.domain.decision import Action, ConfigRecord, Result, RolloutStatus, Signal
+from stream_xp.domain.decision import Action, ConfigRecord, MonitorName, Result, RolloutStatus, Signal
 from stream_xp.domain.experiment import ExperimentRecord, ExperimentSpec, WeightEpoch
 from stream_xp.domain.operator import OperatorAction, Order, OrderSignal
 from stream_xp.services.verify.service import Verdict, verify
@@ -67,12 +67,15 @@ class Rollout:
 
     Attributes:
         click, error: rates of the new arm; those of the old one are 0.2 and 0.05.
+        per_tick: units that come, of both arms together.
+        dead: the units of the new arm do not come.
         configs, signals, records: as they came, each with the broker's time of it.
     """
 
     def __init__(self, settings: Settings, design: ExperimentSpec) -> None:
         self.settings, self.design = settings, design
         self.click, self.error = 0.4, 0.05
+        self.per_tick, self.dead = UNITS_PER_TICK, False
         self.configs: list[tuple[int, ConfigRecord]] = []
         self.signals: list[tuple[int, Signal]] = []
         self.records: list[tuple[int, ExperimentRecord]] = []
@@ -156,9 +159,11 @@ class Rollout:
         config = self.config
         if config is None or config.status is not RolloutStatus.RUNNING or config.coverage == 0:
             return
-        for _ in range(UNITS_PER_TICK):
+        for _ in range(self.per_tick):
             self._units += 1
             arm = "old" if self._dice.random() < config.weights["old"] else "new"
+            if arm == "new" and self.dead:
+                continue
             event = {"unit": f"u{self._units}", "time": now_ms(), "source": "/app"}
             exposure = {"experiment": "rollout", "arm": arm, "weight_epoch": config.weight_epoch}
             events = [("exposures", event | exposure | {"id": f"e{self._units}"})]
@@ -302,3 +307,51 @@ def test_a_ship_waits_for_its_approval(embedded_broker: EmbeddedBroker) -> None:
     assert (config.status, config.weights) == (RolloutStatus.SHIPPED, {"old": 0.0, "new": 1.0})
     assert config.signal_id == signal.id
     assert len(rollout.signals) == 1
+
+
+def latched(rollout: Rollout) -> bool:
+    monitors = (rollout.results[-1].monitors if rollout.results else None) or ()
+    return any(one.latched for one in monitors)
+
+
+def test_an_arm_that_gets_no_units_holds_the_ramp_until_a_person_has_looked(
+    embedded_broker: EmbeddedBroker,
+) -> None:
+    stages = [
+        {"coverage": 0.05, "minimum_units": 1000},
+        {"coverage": 0.5, "minimum_units": 3000},
+        {"coverage": 1.0, "minimum_units": 10**6},
+    ]
+    # The sample ratio of so few units would stop it, sooner or later; here it is to be held.
+    design = spec(ramp={"stages": stages}, sample_ratio_alpha=1e-12)
+    with running(embedded_broker, design) as (rollout, until, writer):
+        until(lambda one: one.config is not None and one.config.coverage == 0.5)
+        rollout.dead, rollout.per_tick = True, 4
+        until(latched)
+        seen = rollout.results[-1]
+        (stall,) = [one for one in seen.monitors or () if one.latched]
+        assert (stall.monitor, stall.arm) == (MonitorName.EXPOSURE_STALL, "new")
+        assert stall.reason in seen.invalid
+        # The arm comes back, and the stage is due: but for the latch the ramp would go on.
+        rollout.dead, rollout.per_tick = False, UNITS_PER_TICK
+        until(lambda one: due_but_for_the_monitors(one.results[-1]))
+        looks = len(rollout.results)
+        until(lambda one: len(one.results) > looks + 5)
+        held = rollout.results[-1]
+        assert due_but_for_the_monitors(held)
+        assert held.invalid == (
+            "exposure stall of new: proven before, and nobody has resumed or reset since",
+        )
+        assert (actions(rollout), rollout.coverages) == ([Action.ADVANCE], [0.05, 0.5])
+        rollout.order(writer, OperatorAction.RESET, monitors=True)
+        until(lambda one: one.config is not None and one.config.coverage == 1.0)
+        assert actions(rollout) == [Action.ADVANCE, Action.ADVANCE]
+        assert not latched(rollout)
+        assert {one.since for one in rollout.results[-1].monitors or ()} == {"order-reset"}
+        (found,) = verify(rollout.settings, rollout.signals[-1][1].id)
+        assert found.verdict is Verdict.EQUAL, found
+
+
+def due_but_for_the_monitors(result: Result) -> bool:
+    """Whether nothing but invalid data keeps the ramp where it is."""
+    return result.rollout is not None and result.rollout.waits == ("the data are invalid",)

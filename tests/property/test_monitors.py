@@ -81,6 +81,7 @@ def test_a_monitor_holds_all_but_a_proven_stop_and_a_quiet_one_nothing(
 
     invalid = [m for m in evaluation.monitors if m.state is MonitorState.INVALID]
     steering, without = steered(evaluation), steered(bare)
+    assert len(set(steering.waits)) == len(steering.waits)
     assert set(bare.invalid) <= set(evaluation.invalid)
     if invalid:
         assert held_back(steering.decision)
