@@ -129,7 +129,8 @@ class Allocation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     Attributes:
         policy: how weights are chosen.
         metric: key of the metric that is to grow, or shrink, as its direction says; a conversion or a mean.
-        floor: smallest weight of an arm that its guardrails have not closed.
+        floor: smallest weight of an arm that its guardrails have not closed; at least 1 %, and 5 % for an interval
+            of use.
         maximum_change: largest change of one arm's weight in one update.
         minimum_change: weights that would all move by less stay.
         burn_in: before it the weights of the file hold.

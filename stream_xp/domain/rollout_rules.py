@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 MINIMUM_INTERVAL_MS = 60_000
 """Shortest time between two updates of weights: every update is a weight epoch, and epochs are bounded."""
 
+LEAST_FLOOR = 0.01
+"""Least weight of an arm that is not closed. An interval takes 5 %, which is the default."""
+
 _SLACK = 1e-9
 _LEAST_STEP = 1e-8
 """Looks that are nearer to each other, as a share of the later one, are one look (`stats.group_sequential`)."""
@@ -182,6 +185,7 @@ def _size_faults(spec: ExperimentSpec, allocation: Allocation) -> list[tuple[str
     below = [arm.key for arm in spec.arms if arm.weight < least - _SLACK]
     full = arms * floor > 1.0 + _SLACK
     return broken(
+        (floor < LEAST_FLOOR, "floor", f"must be at least {LEAST_FLOOR:g}, or an arm is no longer compared"),
         (
             full,
             "floor",

@@ -146,18 +146,32 @@ def steer(
     return Steering(_hold(reason), step=step, waits=tuple(dict.fromkeys((*step.waits, held))))
 
 
-def _closable(spec: ExperimentSpec, evaluation: Evaluation) -> frozenset[str]:
+def closed_arms(record: ExperimentRecord) -> frozenset[str]:
+    """The treatments that get no units, in no context: once closed they stay so until a person applies other weights.
+
+    Harm that was proven can fall below its threshold again as open units mature, and decisions latch.
+    """
+    newest = record.epochs[-1]
+    return frozenset(
+        arm.key
+        for arm in record.spec.treatments
+        if _without(frozenset((arm.key,)), newest.weights, newest.contexts)
+    )
+
+
+def _closable(record: ExperimentRecord, evaluation: Evaluation) -> frozenset[str]:
     """The arms that harm, where they can be closed and the experiment go on without them; else none."""
+    spec = record.spec
     adaptive = spec.allocation is not None and spec.allocation.policy is not Policy.FIXED
     mismatch = evaluation.sample_ratio is not None and evaluation.sample_ratio.mismatch
     harmed = harmed_arms(evaluation)
-    left = {arm.key for arm in spec.treatments} - harmed
+    left = {arm.key for arm in spec.treatments} - harmed - closed_arms(record)
     return harmed if adaptive and left and not mismatch else frozenset()
 
 
 def _closed_already(record: ExperimentRecord, standing: Standing, evaluation: Evaluation) -> bool:
     """Whether all the arms that harm have no weight any more, or will have none as soon as what is owed is there."""
-    harmed, owed = _closable(record.spec, evaluation), owed_epoch(record, standing)
+    harmed, owed = _closable(record, evaluation), owed_epoch(record, standing)
     if not harmed:
         return False
     newest: Decision | WeightEpoch = record.epochs[-1]
@@ -174,7 +188,7 @@ def _closing(
     record: ExperimentRecord, evaluation: Evaluation, seen: Seen, allocator: Allocator
 ) -> Decision | None:
     """The allocation that closes the arms that harm; None where it cannot, and all must stop."""
-    harmed = _closable(record.spec, evaluation)
+    harmed = _closable(record, evaluation)
     if not harmed or _full(record) is not None:
         return None
     wanted = allocator(record, seen.statistics, evaluation)
@@ -312,7 +326,11 @@ def _too_soon(record: ExperimentRecord, allocation: Allocation, watermark_ms: in
 
 
 def _in_force(epoch: WeightEpoch, wanted: Wanted) -> bool:
-    return (epoch.weights, epoch.contexts) == (wanted.weights, wanted.contexts)
+    """Whether every unit would be drawn as it is now: a context that is not named has the weights of all."""
+    if wanted.weights != epoch.weights:
+        return False
+    values = {*epoch.contexts, *wanted.contexts}
+    return all(wanted.contexts.get(value, wanted.weights) == epoch.weights_in(value) for value in values)
 
 
 # --- the weight epoch that follows -----------------------------------------------------------------------------

@@ -11,15 +11,16 @@ from stream_xp.domain.statistics import ExperimentStatistics
 from stream_xp.engine.allocation import BurnIn, Constraints, Policy, Prior, allocate, evidence_of
 from stream_xp.engine.conclusion import harmed_arms
 from stream_xp.engine.evaluate import Evaluation
-from stream_xp.engine.steering import Wanted
+from stream_xp.engine.steering import Wanted, closed_arms
 
 
 def weights_by_policy(
     record: ExperimentRecord, statistics: ExperimentStatistics, evaluation: Evaluation
 ) -> Wanted:
-    """The weights that the policy of the spec wants after the newest epoch; arms that harm a guardrail get none.
+    """The weights that the policy of the spec wants after the newest epoch.
 
-    What the policy cannot answer moves nothing, and says why: the experiment goes on with the weights it has.
+    Arms that harm a guardrail get none, nor do those that were closed before. What the policy cannot answer moves
+    nothing, and says why: the experiment goes on with the weights it has.
     """
     spec = record.spec
     allocation = spec.allocation
@@ -27,7 +28,9 @@ def weights_by_policy(
     if allocation is None or metric is None:
         return Wanted(None, {}, "the spec has no metric to follow")
     try:
-        return _wanted(record, statistics, allocation, metric, closed=harmed_arms(evaluation))
+        return _wanted(
+            record, statistics, allocation, metric, closed=harmed_arms(evaluation) | closed_arms(record)
+        )
     except ValueError as error:
         return Wanted(None, {}, f"weights stay: {error}")
 
@@ -65,7 +68,7 @@ def _constraints(allocation: Allocation) -> Constraints:
         floor=allocation.floor,
         maximum_change=allocation.maximum_change,
         minimum_change=allocation.minimum_change,
-        burn_in=BurnIn(units=burn_in.units, conversions=burn_in.conversions),
+        burn_in=BurnIn(units=burn_in.units, conversions=burn_in.conversions, even=False),
         uniform_slice=allocation.uniform_slice,
     )
 

@@ -835,6 +835,12 @@ MOVING_CASES: dict[str, tuple[str, str, str, tuple[int, str, str]]] = {
         "floor: 0.6",
         (33, "allocation.floor", "2 arms of at least 0.6 are more than all traffic; at most 1/2 fits"),
     ),
+    "a floor of nothing": (
+        ALLOCATION,
+        "floor: 0.1",
+        "floor: 0.009",
+        (33, "allocation.floor", "must be at least 0.01, or an arm is no longer compared"),
+    ),
     "weights below the floor": (
         ALLOCATION,
         "weight: 0.5, control: true}\n  - {key: new, weight: 0.5}",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from stream_xp.domain.experiment import Direction
 from stream_xp.engine.allocation import contexts, strata
@@ -93,9 +93,9 @@ def allocate(
 ) -> Allocation:
     """Weights of the next epoch: a pure function, in which no order of the rows or arms has a say.
 
-    Until every open arm has its burn-in the policy's wish is equal weights. Where the evidence does not determine a
-    posterior the weights in force are the wish. `fixed` keeps the weights in force and knows no floor; a closed arm
-    falls to 0 under every policy.
+    Until every open arm has its burn-in the wish is equal weights, or those in force. Where the evidence does not
+    determine a posterior the weights in force are the wish. `fixed` keeps the weights in force and knows no floor; a
+    closed arm falls to 0 under every policy.
 
     Args:
         policy: how weights follow evidence.
@@ -131,7 +131,8 @@ def allocate(
             lacks=lacks,
             current_by_context=current_by_context or {},
         )
-    wish = _wish(policy, _posterior(rows, opened, priors or {}), opened, direction, lacks=lacks)
+    even = constraints.burn_in.even
+    wish = _wish(policy, _posterior(rows, opened, priors or {}), opened, direction, lacks=lacks, even=even)
     update = _update(wish, current, opened, constraints)
     return Allocation(
         update.weights,
@@ -203,17 +204,18 @@ def _wish(
     direction: Direction,
     *,
     lacks: Sequence[str] = (),
+    even: bool = True,
 ) -> _Wish:
+    burning = dict.fromkeys(opened, 1.0 / len(opened)) if lacks and even else None
     if isinstance(posterior, Undetermined):
-        even = dict.fromkeys(opened, 1.0 / len(opened)) if lacks else None
-        return _Wish(even, {}, f"burn-in: {lacks[0]}" if lacks else f"weights stay: {posterior.reason}")
+        return _Wish(burning, {}, f"burn-in: {lacks[0]}" if lacks else f"weights stay: {posterior.reason}")
     try:
         ranks = ranking(posterior, direction)
     except ArithmeticError as error:
         return _Wish(None, {}, f"weights stay: {error}")
     best = dict(zip(opened, ranks.best.tolist(), strict=True))
     if lacks:
-        return _Wish(dict.fromkeys(opened, 1.0 / len(opened)), best, f"burn-in: {lacks[0]}")
+        return _Wish(burning, best, f"burn-in: {lacks[0]}")
     return _Wish(dict(zip(opened, shares(policy, ranks).tolist(), strict=True)), best, str(policy.value))
 
 
@@ -221,8 +223,12 @@ def _update(
     wish: _Wish, current: Mapping[str, float], opened: Sequence[str], constraints: Constraints
 ) -> Update:
     closed = set(current) - set(opened)
-    target = wish.target if wish.target is not None else {arm: current[arm] for arm in opened}
-    return constrained(target, current, constraints=constraints, closed=closed)
+    if wish.target is not None:
+        return constrained(wish.target, current, constraints=constraints, closed=closed)
+    # The weights in force have the slice in them: with another one they would drift to equality.
+    least = max(constraints.floor, constraints.uniform_slice / len(opened))
+    held = replace(constraints, floor=least, uniform_slice=0.0)
+    return constrained({arm: current[arm] for arm in opened}, current, constraints=held, closed=closed)
 
 
 def _of_all(best: Weights, arms: Mapping[str, float]) -> Weights:
@@ -262,22 +268,35 @@ def _contextual(
     names = sorted({row.context for row in rows} | set(current_by_context))
     found = _pooled(rows, opened, names, priors)
     whole = found if isinstance(found, Undetermined) else found.whole
-    wish = _wish(Policy.CONTEXTUAL, whole, opened, direction, lacks=lacks)
+    even = constraints.burn_in.even
+    wish = _wish(Policy.CONTEXTUAL, whole, opened, direction, lacks=lacks, even=even)
     update = _update(wish, current, opened, constraints)
     by_context = {}
     for name in names:
         posterior = found if isinstance(found, Undetermined) else found.by_context[name]
         held = current_by_context.get(name, current)
-        inside = _wish(Policy.CONTEXTUAL, posterior, opened, direction, lacks=lacks)
+        inside = _wish(Policy.CONTEXTUAL, posterior, opened, direction, lacks=lacks, even=even)
         weights = _update(inside, held, opened, constraints).weights
         by_context[name] = ContextAllocation(weights, _of_all(inside.best, current), moved(weights, held))
     return Allocation(
         update.weights,
         _of_all(wish.best, current),
-        "; ".join((wish.reason, *update.notes)),
+        "; ".join((wish.reason, *_context_notes(by_context, moving=not lacks))),
         _average_moved(rows, by_context, moved(update.weights, current)),
         by_context,
     )
+
+
+def _context_notes(by_context: Mapping[str, ContextAllocation], *, moving: bool) -> list[str]:
+    """Where weights move; a few names, because there may be hundreds."""
+    names = [name or "(none)" for name, held in by_context.items() if held.moved > 0]
+    if not names:
+        return ["the change is too small to publish in every context"] if by_context and moving else []
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return [f"weights move in {', '.join(names[:_NAMED])}{more}"]
+
+
+_NAMED = 5
 
 
 def _pooled(

@@ -32,15 +32,17 @@ _ROUNDING = 1e-6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BurnIn:
-    """How much each open arm must have seen before weights leave equality.
+    """How much each open arm must have seen before weights follow the policy.
 
     Attributes:
         units: mature units, >= 0.
         conversions: of conversion metrics, >= 0.
+        even: whether weights move to equality until then; otherwise those in force stay.
     """
 
     units: float = 100
     conversions: float = 40
+    even: bool = True
 
     def __post_init__(self) -> None:
         if not (0 <= self.units < math.inf and 0 <= self.conversions < math.inf):
@@ -55,7 +57,7 @@ class Constraints:
         floor: least weight of an open arm, in [0, 1).
         maximum_change: most that a weight moves in one update, in (0, 1].
         minimum_change: an update in which no weight would move more than this is left out, in [0, 1).
-        burn_in: equal weights until then.
+        burn_in: equal weights, or those in force, until then.
         uniform_slice: share of units that is split evenly whatever the policy says, in [0, 0.9].
         grid: weights are multiples of 1 / grid; at least 1,000.
     """

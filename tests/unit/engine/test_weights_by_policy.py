@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from stream_xp.domain.decision import Action
 from stream_xp.domain.experiment import ExperimentRecord, ExperimentSpec, WeightEpoch
 from stream_xp.domain.operator import OperatorAction, Order
 from stream_xp.domain.statistics import build
+from stream_xp.engine.conclusion import harmed_arms
 from stream_xp.engine.evaluate import evaluate
 from stream_xp.engine.standing import NOTHING_SAID, Demand, Standing
 from stream_xp.engine.steering import Seen, epoch_after, steer
@@ -147,3 +150,121 @@ def test_an_arm_that_harms_is_closed_and_the_others_go_on():
 )
 def test_where_no_arm_can_be_closed_all_stops(one, found, standing):
     assert steered(one, found, standing=standing).action is Action.STOP
+
+
+@pytest.mark.parametrize("limits", [{"units": 10**6}, {"conversions": 10**6}])
+def test_the_weights_of_the_file_hold_until_the_burn_in_is_over(limits):
+    one, found = record(burn_in=limits, maximum_change=1.0), statistics((0.2, 0.3, 0.1))
+    wanted = weights_by_policy(one, found, evaluate(one, found))
+    assert wanted.weights == one.epochs[0].weights
+    assert wanted.reason.startswith("burn-in: a has ")
+    assert steered(one, found).action is Action.HOLD
+    # An arm that harms is not waited for.
+    assert steered(one, HARM).weights == pytest.approx({"a": 4 / 7, "b": 3 / 7, "c": 0.0}, abs=1e-4)
+
+
+def test_in_a_burn_in_contexts_begin_no_weight_epoch():
+    one = record(policy="contextual", context="os", segments={"os": ["tv", "web"]}, burn_in={"units": 10**6})
+    cells = {"tv": (0.2, 0.4, 0.1), "web": (0.2, 0.1, 0.4)}
+    assert steered(one, statistics((0.2, 0.25, 0.25), cells=cells)).action is Action.HOLD
+
+
+def test_a_contextual_reason_says_where_weights_move():
+    fields = {"policy": "contextual", "context": "os", "segments": {"os": ["tv", "web"]}}
+    cells = {"tv": (0.2, 0.4, 0.1), "web": (0.2, 0.2, 0.2)}
+    decision = steered(record(**fields, minimum_change=0.09), statistics((0.2, 0.3, 0.15), cells=cells))
+    assert decision.reason.startswith("contextual; weights move in tv")
+    least = record(**fields, minimum_change=0.6, maximum_change=0.7)
+    found = statistics((0.2, 0.2, 0.2), cells={"tv": (0.2, 0.21, 0.2), "web": (0.2, 0.2, 0.2)})
+    wanted = weights_by_policy(least, found, evaluate(least, found))
+    assert wanted.reason == "contextual; the change is too small to publish in every context"
+
+
+NOBODY = build(units={}, moments={}, crossover_units=0, first_exposure_ms=0, out_of_range={})
+
+
+@pytest.mark.parametrize("policy", ["thompson", "top_two"])
+def test_scores_move_weights_before_the_first_unit(policy):
+    """A cold start: the burn-in would wait for units."""
+    prior = {"worth": 500.0, "scores": {"a": 0.1, "b": 0.15, "c": 0.3}}
+    one = record(policy=policy, prior=prior, burn_in={"units": 0, "conversions": 0}, maximum_change=1.0)
+    weights = weights_by_policy(one, NOBODY, evaluate(one, NOBODY)).weights
+    assert max(weights, key=weights.get) == "c"
+    waiting = record(policy=policy, prior=prior)
+    assert weights_by_policy(waiting, NOBODY, evaluate(waiting, NOBODY)).weights == waiting.epochs[0].weights
+
+
+def with_epoch(one, weights, contexts=None):
+    newest = WeightEpoch(epoch=1, weights=weights, effective_ms=0, contexts=contexts or {})
+    return msgspec.structs.replace(one, epochs=(*one.epochs, newest))
+
+
+WITHOUT_C = {"a": 0.6, "b": 0.4, "c": 0.0}
+
+
+@pytest.mark.parametrize("policy", ["thompson", "top_two", "contextual"])
+def test_an_arm_that_was_closed_stays_closed_when_its_harm_is_proven_no_more(policy):
+    fields = {"context": "os", "segments": {"os": ["tv"]}} if policy == "contextual" else {}
+    contexts = {"tv": WITHOUT_C, "other": WITHOUT_C} if policy == "contextual" else {}
+    one = with_epoch(record(policy=policy, **fields), WITHOUT_C, contexts)
+    cells = {"tv": (0.1, 0.1, 0.9), "other": (0.1, 0.1, 0.9)} if policy == "contextual" else None
+    found = statistics((0.1, 0.1, 0.9), cells=cells)
+    wanted = weights_by_policy(one, found, evaluate(one, found))
+    assert [weights["c"] for weights in (wanted.weights, *wanted.contexts.values())] == [0.0] * (
+        1 + len(contexts)
+    )
+    # Only in one context without units is not closed: it has its floor again.
+    if contexts:
+        open_in_tv = with_epoch(one, WITHOUT_C, {"tv": {"a": 0.4, "b": 0.3, "c": 0.3}, "other": WITHOUT_C})
+        again = weights_by_policy(open_in_tv, found, evaluate(open_in_tv, found))
+        assert again.contexts["other"]["c"] >= 0.05
+
+
+def test_where_the_only_other_treatment_was_closed_before_all_stops():
+    one = with_epoch(record(), WITHOUT_C)
+    harm_of_b = statistics((0.2, 0.3, 0.1), (0.1, 0.5, 0.1))
+    assert steered(one, harm_of_b).action is Action.STOP
+    # The one that is closed already stops nobody.
+    assert steered(one, HARM).action is not Action.STOP
+
+
+RATES = st.tuples(*[st.floats(0.0, 1.0)] * 3)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    RATES,
+    RATES,
+    st.sampled_from(["thompson", "top_two"]),
+    st.sampled_from([0.01, 0.05, 0.2]),
+    st.sampled_from([0.05, 0.1, 1.0]),
+    st.sampled_from([0.0, 0.3, 0.9]),
+    st.sampled_from([40, 1_000, 10_000]),
+    st.booleans(),
+)
+def test_what_a_spec_promises_of_its_weights_holds(
+    clicks, errors, policy, floor, cap, uniform_slice, units, closed
+):
+    """Floor, slice, cap, burn-in and closed arms, from the spec to the weights."""
+    one = record(
+        policy=policy, floor=floor, maximum_change=cap, minimum_change=0.0, uniform_slice=uniform_slice
+    )
+    current = WITHOUT_C if closed else one.epochs[0].weights
+    one = with_epoch(one, current)
+    found = statistics(clicks, errors, n=units)
+    evaluation = evaluate(one, found)
+    wanted = weights_by_policy(one, found, evaluation)
+    assert sum(wanted.weights.values()) == pytest.approx(1.0, abs=1e-9)
+    shut = harmed_arms(evaluation) | ({"c"} if closed else set())
+    opened = set(wanted.weights) - shut
+    assert {wanted.weights[arm] for arm in shut} <= {0.0}
+    least = max(floor, uniform_slice / len(opened))
+    assert min(wanted.weights[arm] for arm in opened) >= least - 1e-9
+    if (
+        shut <= {arm for arm, weight in current.items() if weight == 0}
+        and min(current[a] for a in opened) >= least
+    ):
+        moved = max(abs(wanted.weights[arm] - current[arm]) for arm in current)
+        assert moved <= cap + 2e-4
+        if units == 40:
+            assert (wanted.weights, wanted.reason.split(":")[0]) == (current, "burn-in")
