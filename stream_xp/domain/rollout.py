@@ -73,7 +73,11 @@ class Stage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     minimum_time: Duration = "0s"
 
 
-DEFAULT_STAGES = tuple(Stage(coverage=share) for share in (0.01, 0.05, 0.1, 0.25, 0.5, 1.0))
+_USUAL_TIMES = {0.01: "30m", 0.05: "30m", 0.1: "1h", 0.25: "4h", 0.5: "24h", 1.0: "24h"}
+DEFAULT_STAGES = tuple(
+    Stage(coverage=share, minimum_units=1_000, minimum_time=time) for share, time in _USUAL_TIMES.items()
+)
+"""Of a ramp that lists none (docs/decisions.md says why these)."""
 
 
 class Ramp(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

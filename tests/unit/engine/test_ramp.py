@@ -9,7 +9,10 @@ import pytest
 
 from stream_xp.domain.decision import Action, Evidence, Method, MetricResult, MetricState, SampleRatio
 from stream_xp.domain.experiment import ExperimentRecord, ExperimentSpec, WeightEpoch
+from stream_xp.domain.fields import duration_ms
 from stream_xp.domain.operator import OperatorAction, Order
+from stream_xp.domain.publication import changed_design
+from stream_xp.domain.rollout import Ramp
 from stream_xp.domain.statistics import build
 from stream_xp.engine.evaluate import Evaluation
 from stream_xp.engine.ramp import Step, epochs_of_stage, ramp_step, stage_of
@@ -164,3 +167,29 @@ def test_a_coverage_of_no_stage_goes_nowhere():
     one = record((0.3, 0))
     assert stage_of(one.spec, one.epochs[0]) is None
     assert step(one, [1000]) == Step(None)
+
+
+def test_a_ramp_that_lists_no_stages_waits_in_each_of_them():
+    stages = msgspec.convert({}, Ramp).stages
+    assert [stage.coverage for stage in stages] == [0.01, 0.05, 0.1, 0.25, 0.5, 1.0]
+    assert {stage.minimum_units for stage in stages} == {1_000}
+    times = [duration_ms(stage.minimum_time) for stage in stages]
+    assert times == sorted(times)
+    assert min(times) >= 30 * 60_000
+    written = msgspec.convert({"stages": [{"coverage": 1}]}, Ramp).stages
+    assert [(stage.minimum_units, stage.minimum_time) for stage in written] == [(0, "0s")]
+
+
+def test_a_record_of_before_keeps_the_stages_and_the_design_it_was_applied_with():
+    """A record has all its fields written out, so that defaults of later say nothing about it."""
+    before = Ramp(
+        stages=tuple(msgspec.structs.replace(s, minimum_units=0, minimum_time="0s") for s in Ramp().stages)
+    )
+    old = msgspec.structs.replace(record((0.1, 0)).spec, ramp=before)
+    again = msgspec.json.decode(msgspec.json.encode(old), type=ExperimentSpec)
+    assert again.ramp == before
+    assert again.design_hash() == old.design_hash()
+    assert changed_design(old, msgspec.structs.replace(record((0.1, 0)).spec, ramp=Ramp()))[:2] == (
+        "ramp.stages[0].minimum_units",
+        "ramp.stages[0].minimum_time",
+    )
