@@ -270,6 +270,7 @@ def scenario_faults(world: World) -> _Faults:
         return [(("looks",), "must be longer than 0")]
     return [
         *_time_faults(world),
+        *_age_faults(world),
         *_traffic_faults(world),
         *_delay_faults(world),
         *_context_faults(world),
@@ -277,6 +278,11 @@ def scenario_faults(world: World) -> _Faults:
         *_change_faults(world),
         *_comparison_faults(world),
     ]
+
+
+def _age_faults(world: World) -> _Faults:
+    """A unit's rewards are drawn as one value, without their times."""
+    return [(("experiment", "ages"), "is not simulated")] if world.spec.ages is not None else []
 
 
 def _time_faults(world: World) -> _Faults:

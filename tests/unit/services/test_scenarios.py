@@ -102,6 +102,7 @@ MEAN = {
     "bound": 100,
 }
 
+AGES = {"metrics": ["errors"], "until": ["1h", "2h"]}
 MINUTES = experiment(metrics=[{**MEAN, "role": "primary"}])
 
 # ---- the file ------------------------------------------------------------------------------------------------
@@ -174,6 +175,7 @@ MINUTES = experiment(metrics=[{**MEAN, "role": "primary"}])
             "drawn between two looks",
         ),
         ({"experiment": experiment(planned_sample=1)}, "planned_sample", "100"),
+        ({"experiment": experiment(ages=AGES)}, "experiment.ages", "not simulated"),
         ({"experiment": MINUTES, "truths": {"minutes": {"mean": 5}}}, "truths.minutes.sd", "required"),
         (
             {
