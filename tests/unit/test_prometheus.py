@@ -477,3 +477,16 @@ def test_metrics_are_served_under_one_path_and_only_read() -> None:
     with socket.socket() as free:
         free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         free.bind(("127.0.0.1", server.port))
+
+
+def test_what_has_gone_begins_anew_when_it_comes_back() -> None:
+    metrics = worker()
+    full(metrics, "exp")
+    metrics.block_applied(BlockReport("exposures", [], {}, {("exp", "a"): 4}))
+    metrics.registered([record()], owned=[])
+    metrics.registered([record()], owned=["exp"])
+    assert at(scraped(metrics), "decision_state", experiment="exp", state="no_data") == 1
+    assert at(scraped(metrics), "exposures_total", experiment="exp", arm="a") == 4
+    metrics.registered([], owned=[])
+    metrics.registered([record()], owned=["exp"])
+    assert at(scraped(metrics), "exposures_total", experiment="exp", arm="a") == 0

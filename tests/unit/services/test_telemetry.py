@@ -6,6 +6,7 @@ import asyncio
 import json
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from unit.services.test_decide import EVEN, MISMATCH, Specs, block, look, spec, stage, statistics
@@ -15,7 +16,7 @@ from unit.services.test_ingest import Log, Parts, T, exposures
 from stream_xp.adapters.prometheus import Metrics
 from stream_xp.domain.codec import Limits
 from stream_xp.domain.decision import Action
-from stream_xp.domain.experiment import ExperimentRecord, WeightEpoch
+from stream_xp.domain.experiment import ExperimentRecord, Status, WeightEpoch
 from stream_xp.domain.metric_defs import DecisionState
 from stream_xp.domain.telemetry import BlockReport, ExperimentReport, PartitionReport, Telemetry
 from stream_xp.engine.columns import Block, exposure_columns, reward_columns
@@ -232,8 +233,11 @@ def test_experiments_are_listed_until_they_are_archived(log: Log) -> None:
     registry = Parts(log).specs.registry
     (record,) = registry.unarchived()
     assert record.spec.experiment == "exp"
-    registry.add([Entry(offset=5, experiment="exp", in_force_ms=T, record=None)])
-    assert registry.unarchived() == []
+    archived = msgspec.structs.replace(record, status=Status.ARCHIVED)
+    for gone in (archived, None):
+        registry = Parts(log).specs.registry
+        registry.add([Entry(offset=5, experiment="exp", in_force_ms=T, record=gone)])
+        assert registry.unarchived() == []
     assert Registry().unarchived() == []
 
 
