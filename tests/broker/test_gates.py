@@ -179,6 +179,26 @@ def test_an_alert_and_an_order_through_the_api_are_enacted(stand: Stand) -> None
     assert listed == [("stop", "alertmanager"), ("reset", "kim (by api)")]
 
 
+def test_the_process_serves_until_it_is_told_to_end(embedded_broker: EmbeddedBroker) -> None:
+    settings = Settings(bootstrap=embedded_broker.bootstrap, broker="embedded")
+    for topic in declared_topics(settings):
+        embedded_broker.create_topic(topic.name, topic.partitions)
+    shared = ("--bootstrap", settings.bootstrap, "--broker", "embedded", "--api-port", "0")
+    command = [sys.executable, "-m", "stream_xp", "api", *shared]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        started = next(line for line in process.stderr if '"api started"' in line)
+        port = msgspec.json.decode(started)["port"]
+        deadline = time.monotonic() + DEADLINE_S
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, verify=False) as client:
+            while client.get("/readyz").status_code != 200:
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            assert client.get("/healthz").json()["status"] == "ok"
+        process.terminate()
+        assert process.wait(60) == 0
+
+
 def test_a_gate_that_cannot_ask_is_no_answer() -> None:
     command = [sys.executable, "-m", "stream_xp", "gate", "checkout"]
     wrong = subprocess.run([*command, "--no-such-option"], capture_output=True, text=True, check=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import threading
 import time
@@ -141,6 +142,9 @@ def run_until_signal(settings: Settings) -> None:
         StreamXpError: the reader of the topics has ended.
     """
     service = Service(settings)
+    for one in (signal.SIGTERM, signal.SIGINT):
+        # uvicorn catches them while it serves, and raises them once more when it is done: by then all is well.
+        signal.signal(one, lambda *_: None)
     with listen(settings) as taken, service.follower as follower:
         host, port = taken.getsockname()[:2]
         log.info("api started", host=host, port=port, writes=bool(service.api.tokens))

@@ -10,12 +10,14 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, TypeVar
 
+from stream_xp.domain.codec import decode_experiment
 from stream_xp.domain.decision import ConfigRecord, Result
 from stream_xp.domain.experiment import ExperimentRecord, Role
 from stream_xp.engine.gate import Known, Limits, Moment, gate_verdict, invalid_reasons
 from stream_xp.engine.registry import Entry, Registry
 from stream_xp.engine.standing import NOTHING_SAID, Standing, said, standing
 from stream_xp.engine.standing import Said as Heard
+from stream_xp.errors import ConfigError
 from stream_xp.services.api.history import History, HistoryPoint, point_of
 from stream_xp.services.api.wire import Said, said_by
 from stream_xp.services.passed_over import PassedOver
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from stream_xp.domain.gate import GateVerdict
     from stream_xp.settings import Settings
 
-Kind = TypeVar("Kind", ExperimentRecord, ConfigRecord, Result)
+Kind = TypeVar("Kind", ConfigRecord, Result)
 TOPICS: Final = ("experiments", "config", "signals", "results")
 SIGNALS_KEPT: Final = 100
 """Newest signals and orders of each experiment that are shown; all of them count."""
@@ -168,8 +170,10 @@ class View:
         """The record that the engine goes by: the last one that it does not refuse."""
         found: ExperimentRecord | None = None
         if record.value is not None:
-            found = self._decoded(record, ExperimentRecord)
-            if found is None or self._is_of_another(key, found.spec.experiment, record):
+            try:
+                found = decode_experiment(key, record.value)
+            except ConfigError as error:
+                self._passed_over.note(str(error), topic=record.topic, place=record.place)
                 return
         entry = Entry(offset=record.offset, experiment=key, in_force_ms=record.log_time_ms, record=found)
         with self._lock:

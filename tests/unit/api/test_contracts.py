@@ -298,6 +298,8 @@ def test_what_is_inconclusive_passes_under_no_thresholds(passing: int, marginal:
     for state in ("continue", "invalid"):
         with serving(world_in(state)) as (client, _):
             assert orca(client, passing=passing, marginal=marginal) != "succeeded"
+            # Thresholds that are equal leave no room between them.
+            assert argo_kayenta(client, PAST, marginal=95) == Verdict.STOP
     with serving(world_in("stop")) as (client, _):
         assert orca(client, passing=passing, marginal=marginal) == "failed in the interval"
 

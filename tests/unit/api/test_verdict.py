@@ -9,6 +9,7 @@ from gate_world import (
     BEGUN_MS,
     EVIDENCE,
     NOW_MS,
+    SPEC,
     STATES,
     World,
     config,
@@ -105,8 +106,11 @@ def test_what_is_no_record_is_counted_and_changes_nothing() -> None:
     world.put("results", result(experiment="other"))
     refused = record(spec(planned_sample=20_000))  # version 1 is frozen
     world.put("experiments", refused)
+    no_control = [arm | {"control": False} for arm in SPEC["arms"]]  # type: ignore[attr-defined]
+    world.put("experiments", record(spec(version=2, arms=no_control)))
+    world.put("experiments", record(spec(experiment="other")))
     assert world.view.verdict("checkout", "canary").verdict is Verdict.PASS
-    assert world.view.passed_over == {"xp.experiments": 2, "xp.config": 1, "xp.signals": 1, "xp.results": 2}
+    assert world.view.passed_over == {"xp.experiments": 4, "xp.config": 1, "xp.signals": 1, "xp.results": 2}
 
 
 def test_ages_are_numbers_also_without_data() -> None:
