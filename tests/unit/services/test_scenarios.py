@@ -513,9 +513,9 @@ def test_harm_in_one_context_counts_with_its_share(load):
 
 
 def test_the_true_effect_is_that_of_the_units_counted(load):
-    """Half of the units of each arm come before the effect, and all of those that are not mature are left out."""
+    """Some of the units come before the effect begins, to the minute, and those that are not mature are left out."""
     world = load(
-        truths={"errors": {"mean": 0.1, "arms": {"b": {"times": 3, "since": "1h"}}}},
+        truths={"errors": {"mean": 0.1, "arms": {"b": {"times": 3, "since": "65m"}}}},
         traffic={"units_per_hour": 1e6},
     )
     drawn = Drawn(world, 1, np.random.default_rng(1))
@@ -526,9 +526,9 @@ def test_the_true_effect_is_that_of_the_units_counted(load):
             drawn.draw(span)
         drawn.mature(look * 30 * 60_000)
         found.append(drawn.true_effect(0, 0, 1))
-    # Of the units until 1:50 those of the last 50 minutes have the effect.
+    # Of the units until 1:50 those of the last 45 minutes have the effect.
     assert found[1] == (0.0, pytest.approx(0.1))
-    assert found[3] == (pytest.approx(0.2 * 50 / 110, rel=0.01), pytest.approx(0.1))
+    assert found[3] == (pytest.approx(0.2 * 45 / 110, rel=0.01), pytest.approx(0.1))
     assert drawn.true_effect(0, 0, 0) == (0.0, pytest.approx(0.1))
 
 
