@@ -55,7 +55,8 @@ def plan_application(settings: Settings, spec: ExperimentSpec, *, now_ms: int) -
     """
     known = known_records(settings)
     before, config_before = published(settings, spec.experiment)
-    if before is None or before.status is Status.ARCHIVED or before.design_hash != spec.design_hash():
+    # What stands there already stands beside the others, and what is archived stays so until its version rises.
+    if before is None or before.design_hash != spec.design_hash():
         _refuse_collisions(settings, spec, known)
     after = next_record(before, spec, effective_ms=now_ms + settings.lead_ms)
     config_after = next_config(config_before, after)

@@ -340,6 +340,27 @@ def test_cells_enter_with_their_sign_and_place() -> None:
     assert found.estimate == pytest.approx(0.5 * (9 - 4 - 2 + 1))
 
 
+def test_each_treatment_is_held_against_the_control_wherever_that_stands_in_the_file() -> None:
+    arms = [
+        {"key": "x", "weight": 0.3},
+        {"key": "c", "weight": 0.4, "control": True},
+        {"key": "y", "weight": 0.3},
+    ]
+    spend = {**CLICK, "kind": "mean", "bound": 100, "scale": 1}
+    first = spec("a", spend, arms=arms)
+    means = {"c": (1, 2), "x": (4, 9), "y": (8, 3)}
+    cells = {
+        (a, b, 0, 0): (100, 100 * mean, 100 * mean**2 + 100)
+        for a, both in means.items()
+        for b, mean in zip(("old", "new"), both, strict=True)
+    }
+    (found,) = interactions([[Table(first, spec("b"), first.metrics[0], cells)]], alpha=0.05)
+    assert [(one.first_arm, one.second_arm, one.estimate) for one in found.tables[0]] == [
+        ("x", "new", pytest.approx((9 - 4) - (2 - 1))),
+        ("y", "new", pytest.approx((3 - 8) - (2 - 1))),
+    ]
+
+
 def test_the_evidence_of_a_pair_is_a_mean_and_pairs_share_the_level() -> None:
     one, two = crossed(0.2), crossed(0.0, seed=2)
     alone, beside = interactions([[one]], alpha=0.05)[0], interactions([[one, two]], alpha=0.05)[0]
@@ -413,5 +434,9 @@ def test_whose_ship_is_kept_back(monkeypatch: pytest.MonkeyPatch) -> None:
     a, b = (record.spec for record in world.records)
     assert decisive_interactions(Settings(), a) == ["b"]
     assert decisive_interactions(Settings(), b) == []
+    # One that interacts with another than it names is not kept back.
+    others = interacting(decisive=("c",))
+    monkeypatch.setattr(module, "overlaps", lambda settings: others.report())
+    assert decisive_interactions(Settings(), others.records[0].spec) == []
     monkeypatch.setattr(module, "overlaps", lambda settings: interacting(strength=0.0).report())
     assert decisive_interactions(Settings(), a) == []

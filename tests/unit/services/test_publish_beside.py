@@ -108,6 +108,7 @@ def test_what_stands_already_is_not_asked_again_and_a_new_version_is(topics: Top
     assert refusal(lighter) is None
     assert "other takes 0-499" in str(refusal(msgspec.structs.replace(one, version=2)))
     topics.put(archived_record(record(one)))
+    assert refusal(one) is None  # it stays archived
     assert "other takes 0-499" in str(refusal(msgspec.structs.replace(one, version=2)))
 
 
