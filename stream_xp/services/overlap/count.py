@@ -55,11 +55,9 @@ class Counts:
         for spec in specs:
             units = of[spec.experiment]
             self.units[spec.experiment] += len(units)
-            self.outside[spec.experiment] += sum(
-                _is_outside(spec, name, unit) for name, unit in units.items()
-            )
+            self.outside[spec.experiment] += _outside(spec, units)
             holdouts = [one for one in specs if one.holdout and relation(one, spec) is Relation.HELD_OUT]
-            self.held_out[spec.experiment] += sum(_is_held_out(holdouts, name) for name in units)
+            self.held_out[spec.experiment] += _held_out(holdouts, units)
         for first, second in pairs(specs):
             both = of[first.experiment].keys() & of[second.experiment].keys()
             self.shared[first.experiment, second.experiment] += len(both)
@@ -118,17 +116,19 @@ def _version(spec: ExperimentSpec) -> VersionKey:
     return spec.experiment, spec.version
 
 
-def _is_outside(spec: ExperimentSpec, name: str, unit: Unit) -> bool:
+def _outside(spec: ExperimentSpec, units: Mapping[str, Unit]) -> int:
     layer = layer_config(spec.layer)
     if layer is None:
-        return False
-    inside = in_slots(layer, name)
-    return inside != (unit.arm == HOLDOUT_ARM) if spec.holdout else not inside
+        return 0
+    # Of a holdout all units are units; the slot is the arm.
+    return sum(
+        in_slots(layer, name) != (not spec.holdout or unit.arm == HOLDOUT_ARM) for name, unit in units.items()
+    )
 
 
-def _is_held_out(holdouts: Sequence[ExperimentSpec], name: str) -> bool:
-    layers = [layer_config(holdout.layer) for holdout in holdouts]
-    return any(layer is not None and in_slots(layer, name) for layer in layers)
+def _held_out(holdouts: Sequence[ExperimentSpec], units: Mapping[str, Unit]) -> int:
+    layers = [layer for one in holdouts if (layer := layer_config(one.layer)) is not None]
+    return sum(any(in_slots(layer, name) for layer in layers) for name in units)
 
 
 def _measured(one: Unit, two: Unit, *, own: Unit, metric: Metric, rules: Lateness) -> bool:
