@@ -19,6 +19,8 @@ from stream_xp.services.api.routes import READS, WRITES
 from stream_xp.settings import Secret
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import httpx
 
 ONE = "/api/v1/experiments/checkout"
@@ -183,7 +185,7 @@ def test_a_whole_world_is_as_the_document_says() -> None:
 
 
 @pytest.mark.slow
-def test_schemathesis_finds_no_fault_and_no_broken_schema() -> None:
+def test_schemathesis_finds_no_fault_and_no_broken_schema(tmp_path: Path) -> None:
     """A bounded run, in a process of its own; orders change nothing here, since no broker is there to take them."""
     checks = (
         "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance,"
@@ -196,7 +198,12 @@ def test_schemathesis_finds_no_fault_and_no_broken_schema() -> None:
             *("--header", f"Authorization: Bearer {TOKEN}", "--generation-deterministic"),
         ]
         ended = subprocess.run(
-            command, capture_output=True, text=True, check=False, env=os.environ | {"NO_COLOR": "1"}
+            command,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+            env=os.environ | {"NO_COLOR": "1"},
         )
     assert ended.returncode == 0, ended.stdout[-6000:] + ended.stderr[-2000:]
 
