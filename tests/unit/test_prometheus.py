@@ -212,6 +212,23 @@ def test_a_worker_has_only_what_its_roles_have() -> None:
     assert not named(decide, "holes_total")
 
 
+@pytest.mark.parametrize("role", ROLES)
+def test_a_worker_may_be_told_what_is_not_of_its_role(role: str) -> None:
+    metrics = worker((role,))
+    names = {name for name, _ in scraped(metrics)}
+    metrics.evaluated(took_s=0.1, at_ms=1, experiments=0)
+    metrics.flushed(took_s=0.1, at_ms=1)
+    metrics.snapshot_written(took_s=0.1)
+    metrics.hole_found("rewards")
+    metrics.decided(Action.STOP, at_ms=1, first_exposure_ms=0)
+    metrics.partition_flushed(partition())
+    metrics.partitions_left()
+    metrics.experiments_left()
+    shown = {name for name, _ in scraped(metrics)}
+    assert {BY_NAME[name].role for name in shown if name in BY_NAME} == {None, role}
+    assert names <= shown
+
+
 def test_a_registered_experiment_has_series_before_its_first_unit_where_it_is_decided_on() -> None:
     metrics = worker()
     metrics.registered([record("mine"), record("anothers")], owned=["mine"])

@@ -22,6 +22,7 @@ from stream_xp.domain.decision import Action
 from stream_xp.domain.experiment import ExperimentRecord
 from stream_xp.domain.metric_defs import (
     BY_NAME,
+    DEFINITIONS,
     LABELS,
     PREFIX,
     RESULTS,
@@ -51,10 +52,11 @@ class Metrics(Telemetry, Collector):
         self._lock = threading.Lock()
         self._roles = roles
         self._max_series = max_series
-        self._values: dict[str, Cells] = {one.name: dict(_closed(one)) for one in of_roles(roles)}
+        # Of every role: a worker that does not decide evaluates nothing on its way out, and says so too.
+        self._values: dict[str, Cells] = {one.name: dict(_closed(one)) for one in DEFINITIONS}
         self._buckets: dict[str, dict[tuple[str, ...], _Buckets]] = {
             one.name: {labels: _Buckets(one.buckets) for labels in _combinations(one)}
-            for one in of_roles(roles)
+            for one in DEFINITIONS
             if one.kind is Kind.HISTOGRAM
         }
         self._highest: dict[int, dict[str, Outcomes]] = {}
@@ -169,8 +171,7 @@ class Metrics(Telemetry, Collector):
         with self._lock:
             self._reports.clear()
             self._owned = frozenset()
-            if "decide" in self._roles:
-                self._set("experiments", 0)
+            self._set("experiments", 0)
 
     # --- what a scrape gets -----------------------------------------------------------------------------------
 
