@@ -2,7 +2,7 @@
 
 Each schedule is judged by everything in watch.py and verdict.py. Not judged here: that decisions keep their error
 rate under continuous looks (I11) is what `stream-xp calibrate` and tests/simulation/test_calibration.py measure; label
-sets of metrics (I14) wait until there are metrics.
+sets of metrics (I14) are held by tests/unit/test_prometheus.py and tests/unit/services/test_telemetry.py.
 """
 
 from __future__ import annotations
