@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from stream_xp.settings import Settings
 
 TICK_S: Final = 0.1
+LONGEST_SPAN_MS: Final = 250
 FOLLOW_S: Final = 1.0
 REPORT_S: Final = 10.0
 MEAN_DELAY_MS: Final = 300.0
@@ -186,7 +187,8 @@ class _Run:
                 followed_ms = now_ms
                 self._follow()
             if now_ms > at_ms:
-                self._send(at_ms, now_ms)
+                # A machine that does not keep up sends fewer units, not old ones: they would be late.
+                self._send(max(at_ms, now_ms - LONGEST_SPAN_MS), now_ms)
                 at_ms = now_ms
             if now_ms - reported_ms >= 1000 * REPORT_S:
                 reported_ms = now_ms

@@ -13,8 +13,8 @@ from stream_xp.services.spec_file import load_spec
 from stream_xp.services.traffic import _SPECS, LONGEST_DELAY_MS, WORLD, Crowd, Sending
 from stream_xp.simulator import EXPOSURES, REWARDS
 
-HARM_MS = 500_000
-END_MS = 1_000_000
+HARM_MS = 150_000
+END_MS = 300_000
 TICK_MS = 100
 
 
