@@ -166,9 +166,12 @@ def _value(measure: Measure) -> str:
         return "no run"
     if measure.value is None:
         return "beyond the horizon"
+    # Units of thousands are read as such, and not as powers of ten.
+    large = abs(measure.value) >= 1000
+    shown = f"{measure.value:,.0f}" if large else f"{measure.value:.4g}"
     if measure.error is None:
-        return f"{measure.value:.4g}"
-    return f"{measure.value:.4g} ± {measure.error:.2g}"
+        return shown
+    return f"{shown} ± {measure.error:,.0f}" if large else f"{shown} ± {measure.error:.2g}"
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

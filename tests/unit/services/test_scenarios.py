@@ -35,7 +35,15 @@ from stream_xp.services.scenarios.measures import (
     summary,
 )
 from stream_xp.services.scenarios.naive import rejected
-from stream_xp.services.scenarios.report import WORDS, complaints, page, read_results, results_path, said
+from stream_xp.services.scenarios.report import (
+    WORDS,
+    _value,
+    complaints,
+    page,
+    read_results,
+    results_path,
+    said,
+)
 from stream_xp.services.scenarios.runs import Chunk, _Simulation
 from stream_xp.services.scenarios.scenario import Delays, DelayShape, load_scenario
 from stream_xp.services.scenarios.truths import Truths, in_time
@@ -884,6 +892,20 @@ def test_command_names_the_fault_of_a_file(tmp_path):
     done = command(tmp_path, looks="7m")
     assert done.exit_code == 2
     assert "horizon: must be a multiple of looks, 7m" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "shown"),
+    [
+        (0.0512, 0.0034, "0.0512 ± 0.0034"),
+        (11760.4, 350.2, "11,760 ± 350"),
+        (11760.4, None, "11,760"),
+        (78.5, None, "78.5"),
+        (None, None, "beyond the horizon"),
+    ],
+)
+def test_values_as_people_read_them(value, error, shown):
+    assert _value(Measure(name="x", value=value, error=error, runs=100)) == shown
 
 
 def test_complaints_are_of_claims_that_fail(load):
