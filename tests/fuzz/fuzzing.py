@@ -382,8 +382,8 @@ class Reports:
     debug = info
 
 
-def read_own(topic: str, kind: Any) -> Callable[[bytes], object | None]:
-    return lambda value: decide_module._own_or_none(topic, value, kind)
+def read_own(kind: Any) -> Callable[[bytes], object | None]:
+    return lambda value: decide_module._own_or_none(value, kind)
 
 
 def read_letter(value: bytes) -> DeadLetter | None:
@@ -469,9 +469,9 @@ class Fuzz:
         results = golden("result.v1.json", "result.undetermined.v1.json")
         self.own: dict[str, Own | Snapshots] = {
             "stats": Own(seed + 3, statistics, Decisions(self._reports).read),
-            "results": Own(seed + 4, results, read_own("results", Result)),
-            "signals": Own(seed + 5, golden("signal.v1.json"), read_own("signals", Signal)),
-            "config": Own(seed + 6, golden("config.v1.json"), read_own("config", ConfigRecord)),
+            "results": Own(seed + 4, results, read_own(Result)),
+            "signals": Own(seed + 5, golden("signal.v1.json"), read_own(Signal)),
+            "config": Own(seed + 6, golden("config.v1.json"), read_own(ConfigRecord)),
             "deadletter": Own(seed + 7, golden("deadletter.v1.json"), read_letter),
             "state": Snapshots(seed + 8),
         }
