@@ -18,7 +18,7 @@ SEEDS = {
     "begin anew": 0,
     "commit before snapshot": 0,
     "config before signal": 1,
-    "damage is not noticed": 12,
+    "damage is not noticed": 130,
     "no cover": 8,
     "no latch": 66,
     "no wait for acknowledgement": 0,
