@@ -323,11 +323,21 @@ def test_without_a_watermark_nothing_is_proven():
 
 
 def test_the_looks_of_a_run_that_wait_are_bounded():
-    looks = [{"a": 100 + n, "b": 100} for n in range(150)]
-    times = [DataTime(n * 2_000, n * 2_000 + n % 7 * 10_000, LATE_MS) for n in range(150)]
+    """One source partition stands while the others go on; when it has caught up, nothing was lost but a little time."""
+    looks = [{"a": 100 + 9 * n, "b": 100} for n in range(40)]
+    times = [DataTime(0, 0, LATE_MS), *(DataTime(LATE_MS, LATE_MS + n * LATE_MS, LATE_MS) for n in range(38))]
+    times.append(DataTime(50 * LATE_MS, 50 * LATE_MS, LATE_MS))
     found = stalled(looks, times)
-    assert max(len(one.run.marks) for one in found) <= MOST_MARKS
+    assert max(len(one.run.marks) for one in found) == MOST_MARKS
+    assert not found[-2].value
+    assert found[-1].value == 9 * MOST_MARKS
     assert found[-1].latched
+    # Room that a look makes it uses itself, so that looking again changes nothing.
+    again = monitors(record(), counted(looks[-1]), beside((found[-1],), time=times[-1]))[
+        "exposure_stall", "b"
+    ]
+    assert again == found[-1]
+    assert [mark.others for mark in again.run.marks] == [looks[-1]["a"]]
 
 
 def test_a_run_that_was_written_by_an_older_version_begins_again():
