@@ -168,12 +168,12 @@ def test_applications_get_what_they_need_from_apply_and_from_the_worker(topics: 
     topics.put(record(spec("holdout")))
     applied = plan_application(Settings(), spec("search"), now_ms=T)
     assert applied.config_after is not None
-    moved = config_after(applied.after, NOTHING_SAID, config_version=7, activation_delay_ms=0)
+    moved = config_after(applied.after, NOTHING_SAID, config_version=7, lead_ms=0)
     for config in (applied.config_after, moved):
         assert config.layer is not None
         assert (config.layer.name, config.layer.salt, config.layer.slots) == ("search", "search", ((0, 999),))
         assert (config.program, config.holdout) == ("program-2026-q4", False)
-    quarter = config_after(record(spec("holdout")), NOTHING_SAID, config_version=1, activation_delay_ms=0)
+    quarter = config_after(record(spec("holdout")), NOTHING_SAID, config_version=1, lead_ms=0)
     assert (quarter.holdout, quarter.program, quarter.status) == (True, None, RolloutStatus.RUNNING)
     assert msgspec.json.decode(msgspec.json.encode(quarter), type=ConfigRecord) == quarter
 
