@@ -48,6 +48,7 @@ Duration = Annotated[int, Meta(ge=0, le=31_536_000_000)]
 TopicPrefix = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]*$", max_length=100)]
 Host = Annotated[str, Meta(pattern=r"^[A-Za-z0-9.:-]+$", max_length=255)]
 HostName = Annotated[str, Meta(pattern=r"^(\*|[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:]{2,45}\])$")]
+TargetHost = Annotated[str, Meta(pattern=r"^([A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])$")]
 Origin = Annotated[str, Meta(pattern=r"^https?://[A-Za-z0-9._:\[\]-]{1,260}$")]
 Identifier = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]+$", max_length=200)]
 
@@ -209,6 +210,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         gate_maximum_age_ms: wall clock minus watermark beyond which gates call data stale.
         gate_maximum_silence_ms: how long the brokers may be silent before gates say so.
         gate_no_data_deadline_ms: how long a rollout may go on without valid data before Flagger is told to fail it.
+        notify_allowed_hosts: hosts that `stream-xp notify` may send to, by their exact names.
         health_file: what a worker touches while it goes on, for `stream-xp health`.
         security: how the client and the brokers trust each other.
     """
@@ -241,6 +243,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     gate_maximum_age_ms: Interval = 60_000
     gate_maximum_silence_ms: Interval = 15_000
     gate_no_data_deadline_ms: Duration = 900_000
+    notify_allowed_hosts: tuple[TargetHost, ...] = ()
     health_file: Annotated[str, Meta(min_length=1)] | None = None
     security: KafkaSecurity = KafkaSecurity()
 
@@ -347,7 +350,7 @@ _FIELDS: Final = {
     **_SECURITY_FIELDS,
 }
 _SECRETS: Final = frozenset({"sasl_password", "api_token"})
-_LISTS: Final = frozenset({"roles", "api_allowed_hosts", "api_allowed_origins"})
+_LISTS: Final = frozenset({"roles", "api_allowed_hosts", "api_allowed_origins", "notify_allowed_hosts"})
 
 
 def variable_of(name: str) -> str:
@@ -366,7 +369,7 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
         if variable in files:
             if variable_of(files[variable]) in environ:
                 raise ConfigError(f"{variable} and {variable_of(files[variable])} are both set; set one")
-            values[files[variable]] = _read_secret(variable, Path(text))
+            values[files[variable]] = read_secret(variable, Path(text))
         elif variable in known:
             values[known[variable]] = _convert(known[variable], text, label=variable)
         else:
@@ -398,7 +401,12 @@ def _no_token(mechanism: object) -> str:
     )
 
 
-def _read_secret(variable: str, path: Path) -> Secret:
+def read_secret(variable: str, path: Path) -> Secret:
+    """Return the text of a file, without the line break at its end.
+
+    Raises:
+        ConfigError: it cannot be read, or is no text; names `variable` and the file, and nothing of what is in it.
+    """
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_SECRET_BYTES + 1)

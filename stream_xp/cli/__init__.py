@@ -33,6 +33,7 @@ COMMANDS: Final = {
     "signals": ("stream_xp.cli.signals:signals", "Show the decisions and the orders, and follow new ones."),
     "gate": ("stream_xp.cli.gate:gate", "Tell by the exit code whether an experiment may go on."),
     "api": ("stream_xp.cli.api:api", "Serve evidence and deployment gates over HTTP."),
+    "notify": ("stream_xp.cli.notify:notify", "Tell chat and CI what is decided, by signed webhooks."),
     "pause": ("stream_xp.cli.operate:pause", "Hold an experiment where it is."),
     "resume": ("stream_xp.cli.operate:resume", "Let a paused experiment go on."),
     "stop": ("stream_xp.cli.operate:stop", "End an experiment: all units get the control."),

@@ -44,6 +44,7 @@ _SETTING_HELP: Final = {
     "api_host": ("ADDRESS", "Address that the API listens on."),
     "api_port": ("PORT", "Port of the API; 0 for any that is free."),
     "api_allowed_hosts": ("NAME,...", "Names by which clients may call the API, beside those of loopback."),
+    "notify_allowed_hosts": ("NAME,...", "Hosts that may be sent to, by their exact names."),
     "idle_grace_ms": ("MS", "How long a quiet partition holds the watermark back."),
 }
 

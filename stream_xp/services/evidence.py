@@ -129,7 +129,7 @@ def read_signals(
         DependencyError: a broker did not answer.
     """
     with TopicReader(settings, settings.topic("signals")) as reader, PassedOver() as passed_over:
-        believed = _Believed(passed_over)
+        believed = Believed(passed_over)
         past = sorted(believed.of(reader.backlog(), experiment), key=lambda record: (record.time, record.id))
         yield from past if limit is None else past[max(0, len(past) - limit) :]
         if follow:
@@ -193,7 +193,7 @@ class _Latch:
         self._latched, self._proposed = identity, None
 
 
-class _Believed:
+class Believed:
     """Which records a reader believes: each once, and no decision that cannot count."""
 
     def __init__(self, passed_over: PassedOver) -> None:

@@ -64,8 +64,8 @@ def leaves(command: click.Command) -> list[click.Command]:
     return [command]
 
 
-# A worker and an API print nothing but their log, and that is JSON.
-@pytest.mark.parametrize("name", [name for name in WRITTEN if name not in ("worker", "api")])
+# A worker, an API and a notifier print nothing but their log, and that is JSON.
+@pytest.mark.parametrize("name", [name for name in WRITTEN if name not in ("worker", "api", "notify")])
 def test_every_command_has_json(name: str) -> None:
     command = main.get_command(click.Context(main), name)
     assert command is not None

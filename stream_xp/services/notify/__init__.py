@@ -1,0 +1,1 @@
+"""Tells chat and CI what was decided: signed webhooks (docs/notify.md)."""

@@ -1,0 +1,185 @@
+"""Signals of a topic become signed messages, once or again, whatever fails or ends in between."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import pytest
+
+from stream_xp.adapters.topic_reader import open_consumer
+from stream_xp.adapters.topic_writer import TopicWriter
+from stream_xp.domain.decision import Signal
+from stream_xp.services.notify import delivery
+from stream_xp.services.notify.service import Notifier
+from stream_xp.services.notify.targets import Target, load_targets
+from stream_xp.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from stream_xp.adapters.embedded_broker import EmbeddedBroker
+
+pytestmark = [pytest.mark.broker, pytest.mark.slow]
+
+GOLDEN = Path(__file__).parents[2] / "topics" / "golden" / "signal.v1.json"
+KEY = "whsec_Y2FuYXJ5LWNhbmFyeS1jYW5hcnktY2FuYXJ5"
+DEADLINE_S = 60.0
+
+
+class Receiver(http.server.ThreadingHTTPServer):
+    """Keeps what each path was sent; a path answers as told, and 204 after that."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.got: list[tuple[str, str]] = []
+        self.answers: dict[str, list[int]] = {}
+        self.dead: set[str] = set()
+
+    def taken(self, path: str) -> list[str]:
+        return [identity for one, identity in self.got if one == path]
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    server: Receiver
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        answers = self.server.answers.get(self.path)
+        status = 503 if self.path in self.server.dead else answers.pop(0) if answers else 204
+        self.server.got.append((self.path, f"{body['id']} {status}"))
+        self.send_response(status)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    with Receiver() as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def settings(embedded_broker: EmbeddedBroker) -> Settings:
+    return Settings(
+        bootstrap=embedded_broker.bootstrap, broker="embedded", notify_allowed_hosts=("127.0.0.1",)
+    )
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delivery, "FIRST_WAIT_S", 0.05)
+
+
+def targets(settings: Settings, receiver: Receiver, folder: Path, *names: str) -> Sequence[Target]:
+    lines = [
+        f"- {{name: {name}, url: 'http://127.0.0.1:{receiver.server_address[1]}/{name}', secret_env: KEY, "
+        "allow_http: true, allow_private: true}"
+        for name in names
+    ]
+    path = folder / "targets.yaml"
+    path.write_text("\n".join(["targets:", *lines]))
+    return load_targets(path, settings, {"KEY": KEY})
+
+
+def say(settings: Settings, *identities: str, experiment: str | None = None) -> None:
+    """Write a stop of an experiment of its own for each id, or of one experiment."""
+    with TopicWriter(settings) as writer:
+        for identity in identities:
+            name = experiment or f"exp-{identity}"
+            writer.send(
+                settings.topic("signals"), key=name.encode(), value=msgspec.json.encode(stop(identity, name))
+            )
+
+
+def stop(identity: str, experiment: str) -> Signal:
+    signal = msgspec.json.decode(GOLDEN.read_bytes(), type=Signal)
+    result = msgspec.structs.replace(signal.data.result, experiment=experiment)
+    data = msgspec.structs.replace(signal.data, result=result)
+    return msgspec.structs.replace(signal, id=identity, subject=experiment, data=data)
+
+
+def until(what: Callable[[], Any]) -> None:
+    deadline_s = time.monotonic() + DEADLINE_S
+    while not what():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.05)
+
+
+def committed(settings: Settings, group: str) -> int:
+    """Records of the topic that a group has dealt with."""
+    consumer = open_consumer(settings, group_id=group)
+    try:
+        topic = settings.topic("signals")
+        numbers = consumer.partitions_for_topic(topic) or ()
+        from kafka import TopicPartition  # noqa: PLC0415
+
+        return sum(consumer.committed(TopicPartition(topic, number)) or 0 for number in numbers)
+    finally:
+        consumer.close(autocommit=False)
+
+
+def test_a_failing_target_is_sent_it_again_and_delays_no_other(
+    settings: Settings, receiver: Receiver, tmp_path: Path
+) -> None:
+    say(settings, "before")
+    receiver.answers["/flaky"] = [500, 503]
+    receiver.dead = {"/dead"}
+    with Notifier(settings, targets(settings, receiver, tmp_path, "dead", "flaky", "good")) as notifier:
+        # What was said before a target was there is not news to it.
+        until(lambda: committed(settings, "stream-xp-notify-good") == 1)
+        say(settings, "one", "two")
+        until(lambda: len(receiver.taken("/good")) == 2 and len(receiver.taken("/flaky")) == 4)
+        until(lambda: committed(settings, "stream-xp-notify-flaky") == 3)
+        assert sorted(receiver.taken("/good")) == ["one 204", "two 204"]
+        flaky = receiver.taken("/flaky")
+        # The first is sent until it is taken, and the other waits for it.
+        assert flaky[:3] == [f"{flaky[0].split()[0]} {status}" for status in (500, 503, 204)]
+        assert not any("before" in one for _, one in receiver.got)
+        # A notification that the dead target owes is not committed.
+        until(lambda: receiver.taken("/dead"))
+        counts = notifier.deliveries.registry.get_sample_value
+        assert counts("streamxp_notify_delivered_total", {"target": "flaky"}) == 2
+        assert counts("streamxp_notify_delivered_total", {"target": "dead"}) == 0
+
+
+def test_what_is_owed_is_sent_after_a_restart_and_what_was_taken_is_not(
+    settings: Settings, receiver: Receiver, tmp_path: Path
+) -> None:
+    chosen = targets(settings, receiver, tmp_path, "ci")
+    with Notifier(settings, chosen):
+        say(settings, "one", experiment="exp")
+        until(lambda: receiver.taken("/ci") == ["one 204"])
+        until(lambda: committed(settings, "stream-xp-notify-ci") == 1)
+        receiver.dead = {"/ci"}
+        say(settings, "two", experiment="other")
+        until(lambda: "two 503" in receiver.taken("/ci"))
+    receiver.dead = set()
+    # A second stop of an experiment that has stopped cannot count: it is that of a worker that had lost it.
+    say(settings, "late", experiment="exp")
+    say(settings, "three")
+    with Notifier(settings, chosen):
+        until(lambda: "three 204" in receiver.taken("/ci") and "two 204" in receiver.taken("/ci"))
+        until(lambda: committed(settings, "stream-xp-notify-ci") == 4)
+    taken = receiver.taken("/ci")
+    assert [taken.count(f"{one} 204") for one in ("one", "two", "late", "three")] == [1, 1, 0, 1]
+
+
+def test_a_record_that_is_none_is_passed_over(settings: Settings, receiver: Receiver, tmp_path: Path) -> None:
+    with Notifier(settings, targets(settings, receiver, tmp_path, "ci")):
+        with TopicWriter(settings) as writer:
+            writer.send(settings.topic("signals"), key=b"exp", value=b"{")
+        say(settings, "one", experiment="exp")
+        until(lambda: receiver.taken("/ci") == ["one 204"])
+        until(lambda: committed(settings, "stream-xp-notify-ci") == 2)
