@@ -150,6 +150,7 @@ class Courier:
         """Work with one consumer until it fails."""
         consumer: Any = None
         try:
+            self._await_topic()
             consumer = open_consumer(
                 self._settings,
                 group_id=self.group_id,
@@ -170,12 +171,27 @@ class Courier:
             if consumer is not None:
                 consumer.close(autocommit=False)
 
+    def _await_topic(self) -> None:
+        """Wait for the topic, with a consumer of its own.
+
+        Who joins a group before it knows of the topic's partitions has to join again, for which the embedded broker
+        takes a session timeout.
+        """
+        consumer = open_consumer(self._settings)
+        try:
+            while not consumer.partitions_for_topic(self._topic) and not self._stop.wait(POLL_MS / 1000):
+                # On the embedded broker a topic appears with its first record.
+                if self._settings.broker != "embedded":
+                    raise ConfigError(
+                        f"topic {self._topic} does not exist at {self._settings.bootstrap}"
+                        f"{self._settings.account_note()}; "
+                        "`stream-xp topics create` makes it, --prefix chooses another"
+                    )
+                self.moved_ms = self._clock.now_ms()
+        finally:
+            consumer.close(autocommit=False)
+
     def _follow(self, consumer: Any) -> None:
-        if not consumer.partitions_for_topic(self._topic) and self._settings.broker != "embedded":
-            raise ConfigError(
-                f"topic {self._topic} does not exist at {self._settings.bootstrap}{self._settings.account_note()}; "
-                "`stream-xp topics create` makes it, --prefix chooses another"
-            )
         assigned = _Assigned()
         consumer.subscribe([self._topic], listener=assigned)
         self._forget()
