@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
+from kafka import TopicPartition
 
 from stream_xp.adapters.topic_reader import open_consumer
 from stream_xp.adapters.topic_writer import TopicWriter
 from stream_xp.domain.decision import Signal
-from stream_xp.services.notify import delivery
+from stream_xp.services.notify import courier, delivery
 from stream_xp.services.notify.service import Notifier
 from stream_xp.services.notify.targets import Target, load_targets
 from stream_xp.settings import Settings
@@ -80,6 +81,8 @@ def settings(embedded_broker: EmbeddedBroker) -> Settings:
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(delivery, "FIRST_WAIT_S", 0.05)
+    # The embedded broker takes one to let a member in after another has left.
+    monkeypatch.setattr(courier, "SESSION_TIMEOUT_MS", 6_000)
 
 
 def targets(settings: Settings, receiver: Receiver, folder: Path, *names: str) -> Sequence[Target]:
@@ -123,8 +126,6 @@ def committed(settings: Settings, group: str) -> int:
     try:
         topic = settings.topic("signals")
         numbers = consumer.partitions_for_topic(topic) or ()
-        from kafka import TopicPartition  # noqa: PLC0415
-
         return sum(consumer.committed(TopicPartition(topic, number)) or 0 for number in numbers)
     finally:
         consumer.close(autocommit=False)
