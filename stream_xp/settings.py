@@ -50,6 +50,13 @@ Host = Annotated[str, Meta(pattern=r"^[A-Za-z0-9.:-]+$", max_length=255)]
 HostName = Annotated[str, Meta(pattern=r"^(\*|[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:]{2,45}\])$")]
 TargetHost = Annotated[str, Meta(pattern=r"^([A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])$")]
 Origin = Annotated[str, Meta(pattern=r"^https?://[A-Za-z0-9._:\[\]-]{1,260}$")]
+TracesUrl = Annotated[
+    str,
+    Meta(
+        pattern=r"^https?://([A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:]{2,45}\])(:[0-9]{1,5})?(/[A-Za-z0-9._~/-]*)?$",
+        max_length=500,
+    ),
+]
 Identifier = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]+$", max_length=200)]
 
 
@@ -212,6 +219,9 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         gate_no_data_deadline_ms: how long a rollout may go on without valid data before Flagger is told to fail it.
         notify_allowed_hosts: hosts that `stream-xp notify` may send to, by their exact names.
         health_file: what a worker touches while it goes on, for `stream-xp health`.
+        traces_endpoint: URL that a worker sends its spans to by OTLP/HTTP; None for no traces.
+        traces_sample_ratio: share of traces that is kept; those with a decision always are.
+        traces_service_name: what a worker calls itself in its traces.
         security: how the client and the brokers trust each other.
     """
 
@@ -245,6 +255,9 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     gate_no_data_deadline_ms: Duration = 900_000
     notify_allowed_hosts: tuple[TargetHost, ...] = ()
     health_file: Annotated[str, Meta(min_length=1)] | None = None
+    traces_endpoint: TracesUrl | None = None
+    traces_sample_ratio: Annotated[float, Meta(ge=0.0, le=1.0)] = 1.0
+    traces_service_name: Identifier = "stream-xp"
     security: KafkaSecurity = KafkaSecurity()
 
     def __post_init__(self) -> None:
@@ -386,6 +399,9 @@ def _convert(name: str, value: object, *, label: str) -> object:
         raise ConfigError(
             f"{label} must be one of {', '.join(get_args(Mechanism))}, found {value!r}{_no_token(value)}"
         )
+    if name == "traces_endpoint" and "@" in str(value):
+        # A password in it would stand in every message about it.
+        raise ConfigError(f"{label} must hold no user name or password")
     try:
         return msgspec.convert(value, _FIELDS[name], strict=False)
     except msgspec.ValidationError as error:

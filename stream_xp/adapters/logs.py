@@ -7,7 +7,7 @@ import sys
 
 import structlog
 
-_QUIET = ("kafka", "aiokafka", "faust", "mode", "asyncio", "numba")
+_QUIET = ("kafka", "aiokafka", "faust", "mode", "asyncio", "numba", "opentelemetry", "urllib3")
 _SHARED: list[structlog.typing.Processor] = [
     structlog.contextvars.merge_contextvars,
     structlog.stdlib.add_log_level,

@@ -15,6 +15,7 @@ import msgspec
 from stream_xp.domain.decision import Action, MonitorName, MonitorState
 from stream_xp.domain.experiment import ExperimentSpec, Role
 from stream_xp.domain.statistics import Outcomes
+from stream_xp.domain.tracing import Delivery
 from stream_xp.errors import Reason
 
 PREFIX: Final = "streamxp_"
@@ -95,6 +96,10 @@ class LabelDef(msgspec.Struct, frozen=True, kw_only=True):
 LABELS: Final = {
     "action": LabelDef(help="What was decided.", values=tuple(Action)),
     "arm": LabelDef(help="Key of an arm; empty where a monitor watches the whole experiment."),
+    "delivery": LabelDef(
+        help="What became of a span: the collector has it, it could not be delivered, or there was no room for it.",
+        values=tuple(Delivery),
+    ),
     "experiment": LabelDef(help="Id of a registered experiment."),
     "metric": LabelDef(help="Key of a metric of the experiment."),
     "monitor": LabelDef(help="What is watched beside metrics.", values=tuple(MonitorName)),
@@ -133,6 +138,14 @@ _WORKER = (
         "overflow_experiments",
         "experiments",
         f"Experiments beyond STREAM_XP_METRICS_MAX_SERIES, added up as `{OTHER}`.",
+    ),
+    _of(
+        None,
+        Kind.COUNTER,
+        "trace_spans_total",
+        "spans",
+        "Spans of traces by what became of them; 0 where STREAM_XP_TRACES_ENDPOINT is not set.",
+        labels=("delivery",),
     ),
 )
 _INGEST = (

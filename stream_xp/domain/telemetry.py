@@ -9,6 +9,7 @@ from stream_xp.domain.decision import Action, Result
 from stream_xp.domain.experiment import ExperimentRecord
 from stream_xp.domain.metric_defs import DecisionState
 from stream_xp.domain.statistics import Outcomes
+from stream_xp.domain.tracing import Delivery
 
 
 class BlockReport(NamedTuple):
@@ -100,3 +101,6 @@ class Telemetry:
 
     def experiments_left(self) -> None:
         """This worker decides on no experiment any more."""
+
+    def spans_ended(self, delivery: Delivery, spans: int) -> None:
+        """So many spans of traces were handed over, or were not; told from another thread."""

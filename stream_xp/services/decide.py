@@ -54,6 +54,7 @@ from stream_xp.domain.statistics import (
     merge,
 )
 from stream_xp.domain.telemetry import ExperimentReport, Telemetry
+from stream_xp.domain.tracing import SHOWN_EXPERIMENTS, Attributes, SpanName, Tracer
 from stream_xp.engine.columns import Block
 from stream_xp.engine.conclusion import guarantee, looked
 from stream_xp.engine.evaluate import Evaluation, evaluate_all
@@ -177,6 +178,7 @@ class Decide:
         partitions: number of partitions per topic name.
         allocator: the policies of weights.
         telemetry: who is told how it goes.
+        tracer: who records the work as spans.
     """
 
     def __init__(
@@ -189,8 +191,10 @@ class Decide:
         partitions: dict[str, int],
         allocator: Allocator = weights_by_policy,
         telemetry: Telemetry | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         self._settings = settings
+        self._tracer = tracer or Tracer()
         self._telemetry = telemetry or Telemetry()
         self._experiments = experiments
         self._writer = writer
@@ -281,8 +285,10 @@ class Decide:
         async with self._lock:
             began_s, now_ms = time.perf_counter(), self._clock.now_ms()
             changed = [watched for watched in self._watched.values() if watched.is_due(now_ms)]
-            for start in range(0, len(changed), _EVALUATED_TOGETHER):
-                await self._evaluate(changed[start : start + _EVALUATED_TOGETHER])
+            if changed:
+                with self._tracer.span(SpanName.EVALUATE, _about(changed)):
+                    for start in range(0, len(changed), _EVALUATED_TOGETHER):
+                        await self._evaluate(changed[start : start + _EVALUATED_TOGETHER])
             await self._restore()
             took_s, now_ms = time.perf_counter() - began_s, self._clock.now_ms()
             self._telemetry.evaluated(took_s=took_s, at_ms=now_ms, experiments=len(self._watched))
@@ -468,7 +474,8 @@ class Decide:
         if not news:
             return
         signals = [self._signal(one) for one in news]
-        await self._write("signals", [(signal.subject, signal) for signal in signals])
+        with self._tracer.spans(SpanName.SIGNAL, [_about_signal(signal) for signal in signals]):
+            await self._write("signals", [(signal.subject, signal) for signal in signals])
         for one in news:
             self._telemetry.decided(
                 one.result.decision.action,
@@ -479,6 +486,7 @@ class Decide:
             log.info(
                 "decision",
                 experiment=signal.subject,
+                signal=signal.id,
                 action=signal.data.decision.action,
                 proposed=signal.data.proposed,
                 reason=signal.data.decision.reason,
@@ -554,7 +562,8 @@ class Decide:
                 written[look.version] = epoch
                 after = epoch_after(look.record, demand, effective_ms=now_ms + self._settings.lead_ms)
                 moved.append(msgspec.structs.replace(look.record, epochs=(*look.record.epochs, after)))
-        await self._write("experiments", [(record.spec.experiment, record) for record in moved])
+        with self._tracer.spans(SpanName.WEIGHT_EPOCH, [_about_epoch(record) for record in moved]):
+            await self._write("experiments", [(record.spec.experiment, record) for record in moved])
         self._epochs |= written
         for record in moved:
             newest = record.epochs[-1]
@@ -575,7 +584,8 @@ class Decide:
         # Others write configs too: `apply` gives a new experiment its first.
         await self.hear()
         configs = [self._config(record) for record in untold if self._is_untold(record)]
-        await self._write("config", [(config.experiment, config) for config in configs])
+        with self._tracer.spans(SpanName.CONFIG, [_about_config(config) for config in configs]):
+            await self._write("config", [(config.experiment, config) for config in configs])
         self._configs |= {config.experiment: config for config in configs}
 
     def _config(self, record: ExperimentRecord) -> ConfigRecord:
@@ -694,6 +704,42 @@ class Decide:
         return structlog.contextvars.bound_contextvars(
             topic=self._settings.topic(topic), partition=record.partition, offset=record.offset
         )
+
+
+def _about(changed: Sequence[Watched]) -> Attributes:
+    names = tuple(watched.experiment for watched in changed[:SHOWN_EXPERIMENTS])
+    return {"streamxp.experiments": len(changed), "streamxp.experiment.names": names}
+
+
+def _about_signal(signal: Signal) -> Attributes:
+    return {
+        "streamxp.experiment": signal.subject,
+        "streamxp.version": signal.data.result.version,
+        "streamxp.signal.id": signal.id,
+        "streamxp.action": signal.data.decision.action.value,
+        "streamxp.proposed": signal.data.proposed,
+    }
+
+
+def _about_epoch(record: ExperimentRecord) -> Attributes:
+    newest = record.epochs[-1]
+    return {
+        **_about_version(record.spec.experiment, record.spec.version, newest.signal_id),
+        "streamxp.weight_epoch": newest.epoch,
+    }
+
+
+def _about_config(config: ConfigRecord) -> Attributes:
+    return {
+        **_about_version(config.experiment, config.version, config.signal_id),
+        "streamxp.config_version": config.config_version,
+        "streamxp.status": config.status.value,
+    }
+
+
+def _about_version(experiment: str, version: int, signal_id: str | None) -> Attributes:
+    about: Attributes = {"streamxp.experiment": experiment, "streamxp.version": version}
+    return about if signal_id is None else {**about, "streamxp.signal.id": signal_id}
 
 
 def _readable(value: bytes, where: Mapping[str, Any]) -> PartitionStatistics | None:

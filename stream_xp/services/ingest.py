@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Iterable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
@@ -22,6 +22,7 @@ from stream_xp.domain.codec import Limits
 from stream_xp.domain.dead_letter import DeadLetter, dead_letter_key
 from stream_xp.domain.statistics import PartitionStatistics, Rules
 from stream_xp.domain.telemetry import Telemetry
+from stream_xp.domain.tracing import Attributes, Span, SpanName, Tracer
 from stream_xp.engine.columns import (
     Block,
     ExposureColumns,
@@ -122,6 +123,7 @@ class Ingest:
         source: where blocks come from, for seeking and committing.
         writer: where snapshots, statistics and dead letters go.
         telemetry: who is told how it goes.
+        tracer: who records the work as spans.
     """
 
     def __init__(
@@ -134,8 +136,10 @@ class Ingest:
         clock: Clock,
         stats_partitions: int,
         telemetry: Telemetry | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         self._settings = settings
+        self._tracer = tracer or Tracer()
         self._telemetry = telemetry or Telemetry()
         self._experiments = experiments
         self._source = source
@@ -191,20 +195,29 @@ class Ingest:
                 log_ms = max(task.state.log_ms(topic), newest_ms)
                 await self._experiments.cover(log_ms, fetched_ns=block.fetched_ns)
             if self._owns(task):
-                await self._apply(task, topic, block.since(wanted))
+                block = block.since(wanted)
+                with self._tracer.span(SpanName.BLOCK, _about(block)) as span:
+                    await self._apply(task, topic, block, span)
 
     async def flush(self) -> None:
         """Publish what changed, and write the snapshots that are due."""
         began_s = _elapsed_s()
-        for task in list(self._tasks.values()):
+        if self._tasks:
+            with self._tracer.span(SpanName.FLUSH) as span:
+                await self._flush(span)
+        self._telemetry.flushed(took_s=_elapsed_s() - began_s, at_ms=self._clock.now_ms())
+
+    async def _flush(self, span: Span) -> None:
+        tasks, written = list(self._tasks.values()), 0
+        for task in tasks:
             async with task.lock:
                 if self._owns(task):
                     await self._check_progress(task)
                     self._advance_quiet(task)
-                    await self._publish(task)
+                    written += await self._publish(task)
                     await self._snapshot_if_due(task)
                     self._report(task)
-        self._telemetry.flushed(took_s=_elapsed_s() - began_s, at_ms=self._clock.now_ms())
+        span.note({"streamxp.partitions": len(tasks), "streamxp.statistics": written})
 
     def _report(self, task: PartitionTask) -> None:
         """Tell how the partition stands, unless it left meanwhile."""
@@ -248,7 +261,7 @@ class Ingest:
 
     # --- applying ---------------------------------------------------------------------------------------
 
-    async def _apply(self, task: PartitionTask, topic: str, block: Block) -> None:
+    async def _apply(self, task: PartitionTask, topic: str, block: Block, span: Span) -> None:
         state = task.state
         floor_ms = state.log_ms(topic)
         registry = self._experiments.registry
@@ -262,6 +275,7 @@ class Ingest:
         self._telemetry.block_applied(block_report(topic, columns, letters, registry))
         self.records += len(block.offsets)
         task.sought.pop(topic, None)
+        span.note({"streamxp.dead_letters": len(letters)})
         for letter in letters:
             task.dead_letters.append(await self._send_dead_letter(letter))
 
@@ -337,7 +351,8 @@ class Ingest:
         async with self._loading.setdefault(partition, asyncio.Lock()):
             if partition not in self._tasks:
                 drops = self._drops
-                task = await self._load(partition)
+                with self._tracer.span(SpanName.LOAD, {"streamxp.partition": partition}) as span:
+                    task = await self._load(partition, span)
                 if drops != self._drops:
                     return None
                 self._tasks[partition] = task
@@ -348,7 +363,7 @@ class Ingest:
                     self._let_commit(task, task.position())
             return self._tasks[partition]
 
-    async def _load(self, partition: int) -> PartitionTask:
+    async def _load(self, partition: int, span: Span) -> PartitionTask:
         reader = SnapshotReader(partition)
         async for batch in _batches(read_all(self._settings, self._settings.topic("state"), [partition])):
             for record in batch:
@@ -356,9 +371,9 @@ class Ingest:
         for name, why in reader.damaged.items():
             log.error("snapshot passed over", partition=partition, snapshot=name, error=why)
         starts = await self._log_starts(partition)
-        state = await self._newest_state(partition, _continued(reader, starts))
-        if state is None:
-            state = self._empty_state(partition)
+        found = await self._newest_state(partition, _continued(reader, starts))
+        state = found or self._empty_state(partition)
+        span.note({"streamxp.snapshot": found is not None, "streamxp.units": state.units})
         self._require_beginning(state, reader, starts)
         task = PartitionTask(state, starts=starts, left=reader.keys)
         task.snapshot_at, task.snapshot_watermark_ms = task.position(), state.watermark_ms
@@ -422,8 +437,12 @@ class Ingest:
 
     # --- publishing -------------------------------------------------------------------------------------
 
-    async def _publish(self, task: PartitionTask, *, everything: bool = False) -> None:
-        """Write the statistics that changed; those that did not now and then, so that readers see the offsets."""
+    async def _publish(self, task: PartitionTask, *, everything: bool = False) -> int:
+        """Write the statistics that changed; those that did not now and then, so that readers see the offsets.
+
+        Returns:
+            How many records.
+        """
         state = task.state
         task.flushes += 1
         # Kept until they are written: a flush that is given up half-way must not lose them.
@@ -440,6 +459,7 @@ class Ingest:
         await self._writer.durable(sent, self._settings.topic("stats"))
         task.published |= fresh
         task.changed.clear()
+        return len(fresh)
 
     async def _send_statistics(self, record: PartitionStatistics) -> Awaitable[Any]:
         return await self._writer.send(
@@ -468,11 +488,18 @@ class Ingest:
 
     async def _snapshot(self, task: PartitionTask) -> None:
         """Write a snapshot; when it and all dead letters before it are durable, let the offsets be committed."""
+        about = {"streamxp.partition": task.state.partition, "streamxp.units": task.state.units}
+        with self._tracer.span(SpanName.SNAPSHOT, about) as span:
+            await self._write_snapshot(task, span)
+
+    async def _write_snapshot(self, task: PartitionTask, span: Span) -> None:
         position, watermark_ms, snapshot_s = task.position(), task.state.watermark_ms, _elapsed_s()
         snapshot = task.snapshots.begin(task.state)
         await self._writer.durable(task.dead_letters, self._settings.topic("deadletter"))
         task.dead_letters.clear()
-        work_s = await self._write_state(task, snapshot.pages())
+        pages = _Counted(snapshot.pages())
+        work_s = await self._write_state(task, pages)
+        span.note({"streamxp.pages": pages.records, "streamxp.bytes": pages.written_bytes})
         # The manifest says that every page is there, so it is sent only when every page is.
         work_s += await self._write_state(task, [snapshot.manifest()])
         # The first one after a load is complete, and says nothing of what those after it take.
@@ -515,6 +542,34 @@ class Ingest:
 
 
 _elapsed_s = time.perf_counter
+
+
+class _Counted:
+    """Pages on their way, and what has gone so far."""
+
+    def __init__(self, pages: Iterable[KeyedRecord]) -> None:
+        self._pages = pages
+        self.records = 0
+        self.written_bytes = 0
+
+    def __iter__(self) -> Iterator[KeyedRecord]:
+        for page in self._pages:
+            yield page
+            self.records += 1
+            self.written_bytes += len(page.value)
+
+
+def _about(block: Block) -> Attributes:
+    """What a span says of a block: where it is, and nothing of what is in it."""
+    offsets = block.offsets
+    where: Attributes = {
+        "messaging.destination.name": block.topic,
+        "messaging.destination.partition.id": str(block.partition),
+        "messaging.batch.message_count": len(offsets),
+    }
+    if not len(offsets):
+        return where
+    return {**where, "streamxp.offset.first": int(offsets[0]), "streamxp.offset.last": int(offsets[-1])}
 
 
 async def restored(

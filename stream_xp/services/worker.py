@@ -34,6 +34,7 @@ from stream_xp.services.decide import Decide
 from stream_xp.services.experiments import Experiments
 from stream_xp.services.ingest import Ingest
 from stream_xp.services.partitioning import partition_of
+from stream_xp.services.tracing import tracer_of
 from stream_xp.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -82,6 +83,7 @@ class Worker:
             source_partitions=settings.partitions,
             max_series=settings.metrics_max_series,
         )
+        self.tracer = tracer_of(settings, self.metrics)
         self.metrics_port: int | None = None
         self._metrics_server: MetricsServer | None = None
         self._metrics_of: tuple[int, frozenset[int]] | None = None
@@ -98,6 +100,7 @@ class Worker:
             clock=self.clock,
             stats_partitions=self._partitions["stats"],
             telemetry=self.metrics,
+            tracer=self.tracer,
         )
         self.decide = Decide(
             settings,
@@ -106,6 +109,7 @@ class Worker:
             clock=self.clock,
             partitions=self._partitions,
             telemetry=self.metrics,
+            tracer=self.tracer,
         )
 
     async def start(self) -> None:
@@ -178,7 +182,8 @@ class Worker:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         parts = (self.app, self.experiments, self.decide, self.writer)
-        await asyncio.gather(*(_within(part.stop(), _STOP_S) for part in parts))
+        ends = [part.stop() for part in parts] + [asyncio.to_thread(self.tracer.stop)]
+        await asyncio.gather(*(_within(end, _STOP_S) for end in ends))
         if self._metrics_server is not None:
             self._metrics_server.stop()
 

@@ -33,6 +33,7 @@ from stream_xp.domain.metric_defs import (
 )
 from stream_xp.domain.statistics import Outcomes
 from stream_xp.domain.telemetry import BlockReport, ExperimentReport, PartitionReport, Telemetry
+from stream_xp.domain.tracing import Delivery
 
 _CONCLUSIONS = (Action.STOP, Action.SHIP)
 
@@ -172,6 +173,13 @@ class Metrics(Telemetry, Collector):
             self._reports.clear()
             self._owned = frozenset()
             self._set("experiments", 0)
+
+    # --- what traces tell -------------------------------------------------------------------------------------
+
+    def spans_ended(self, delivery: Delivery, spans: int) -> None:
+        """Count spans."""
+        with self._lock:
+            self._add("trace_spans_total", spans, delivery)
 
     # --- what a scrape gets -----------------------------------------------------------------------------------
 
