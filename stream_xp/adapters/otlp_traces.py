@@ -254,6 +254,8 @@ class OtlpTracer(Tracer):
         for root in traces:
             self._make(root, None)
         spans = self._gathered.taken()
+        if not spans:  # OpenTelemetry is turned off.
+            return
         _words.heard = []
         try:
             result = self._exporter.export(spans)

@@ -9,6 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -374,3 +375,24 @@ def test_of_the_environment_only_credentials_count(made: Made, monkeypatch: pyte
 )
 def test_where_spans_are_sent(endpoint: str, url: str) -> None:
     assert url_of(endpoint) == url
+
+
+def test_the_operations_page_says_the_bounds() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "operations.md").read_text()
+    assert f"at most {module.QUEUED_SPANS:,}, and" in text
+    assert f"up to {module.SENT_SPANS} at once every second" in text
+    assert module.PAUSE_S == 1.0
+    assert f"one request may take {module.TIMEOUT_S:g} s" in text
+    assert module.STOP_S + module.GIVE_UP_S < 1.0
+
+
+def test_opentelemetry_can_be_turned_off(
+    made: Made, counted: Counted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
+    exporter = Broken()
+    tracer = made(exporter=exporter)
+    with tracer.span(SpanName.LOAD):
+        pass
+    tracer.stop()
+    assert (exporter.calls, counted.spans.total()) == (0, 0)

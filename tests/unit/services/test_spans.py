@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -273,3 +275,19 @@ def test_a_password_in_the_endpoint_is_refused_and_not_shown() -> None:
 def test_endpoints_that_are_taken() -> None:
     for endpoint in ("http://collector:4318", "https://otel.example.com/v1/traces", "http://[::1]:4318/"):
         assert Settings.load({"STREAM_XP_TRACES_ENDPOINT": endpoint}).traces_endpoint == endpoint
+
+
+def test_the_operations_page_names_every_span_and_attribute_and_the_defaults() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "operations.md").read_text().split("## Traces", 1)[1]
+    rows = {}
+    for line in text.split("\n## ", 1)[0].splitlines():
+        if line.startswith("| `"):
+            name, _, attributes = (cell.strip() for cell in line.split("|")[1:-1])
+            rows[name.strip("`")] = tuple(re.findall(r"`([^`]+)`", attributes))
+    assert rows == {name.value: found.attributes for name, found in SPANS.items()}
+    always = {name.value for name, found in SPANS.items() if found.always}
+    kept = text.split("Those with a ", 1)[1].split(" are always kept", 1)[0]
+    assert set(re.findall(r"`([^`]+)`", kept)) == always
+    settings = (Path(__file__).parents[3] / "docs" / "architecture.md").read_text()
+    assert f"| `STREAM_XP_TRACES_SAMPLE_RATIO` | `{Settings().traces_sample_ratio}` |" in settings
+    assert f"| `STREAM_XP_TRACES_SERVICE_NAME` | `{Settings().traces_service_name}` |" in settings
