@@ -11,6 +11,8 @@ import socket
 import ssl
 import subprocess
 import threading
+import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -30,7 +32,6 @@ from stream_xp.settings import Secret
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 NOW = dt.datetime(2026, 11, 2, 10, 30, tzinfo=dt.UTC)
 # The example of the reference libraries of Standard Webhooks.
@@ -89,6 +90,22 @@ def test_what_is_no_key_is_refused_and_not_shown(text: str) -> None:
     with pytest.raises(ConfigError) as refused:
         signing_keys(Secret(text))
     assert not text.strip() or text not in str(refused.value)
+
+
+def test_the_recipe_of_the_page_verifies() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "notify.md").read_text()
+    names: dict[str, Any] = {}
+    exec(page.split("```python\n")[1].split("```")[0], names)  # what a reader copies
+    new = "whsec_" + base64.b64encode(b"n" * 32).decode()
+    now_s = int(time.time())
+    keys = signing_keys(Secret(f"{new}\n{KNOWN_KEY}"))
+    for secret in (new, KNOWN_KEY):
+        headers = signed_headers(b"{}", message_id="id-1", timestamp_s=now_s, keys=keys)
+        assert names["verified"](headers, b"{}", secret)
+        assert not names["verified"](headers, b"{ }", secret)
+        assert not names["verified"](headers | {"webhook-id": "id-2"}, b"{}", secret)
+    old = signed_headers(b"{}", message_id="id-1", timestamp_s=now_s - 3600, keys=keys)
+    assert not names["verified"](old, b"{}", KNOWN_KEY)
 
 
 # --- addresses -----------------------------------------------------------------------------------------------
