@@ -6,7 +6,7 @@ UV := $(shell command -v uv)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-EXTRAS := --extra dev --extra embedded --extra plot
+EXTRAS := --extra dev --extra embedded --extra otel --extra plot
 COMPILE := uv pip compile --quiet --universal --generate-hashes --no-header --no-emit-index-url --no-emit-find-links --python-version 3.11
 
 PYTEST_ARGS ?=

@@ -301,6 +301,8 @@ _FOLDS = {
 
 
 def _whole_steps(bound: float, step: float) -> int:
+    if bound / step > MAX_STEPS:
+        return MAX_STEPS + 1  # One more than a spec may have; the quotient may be infinite.
     steps = math.floor(bound / step)
     # A bound of whole steps keeps its last one although 0.3 / 0.1 is 2.9999… in binary.
     return steps + ((steps + 1) * step <= bound * (1 + 1e-15))
