@@ -171,6 +171,10 @@ def test_a_target_is_told_what_it_asked_for(load: Load) -> None:
     assert [ramps.wants(one) for one in (stop, proposed)] == [False, True]
 
 
+def test_a_proposal_is_no_stop_and_no_ship() -> None:
+    assert event_of(decision("signal.proposed.v1")) is Event.PROPOSED
+
+
 def test_every_action_is_an_event() -> None:
     told = decision()
     for action in Action:
