@@ -25,7 +25,7 @@ SEEDS = {
     "no wait for dead letters": 13,
     "no wait for snapshots": 0,
     "oldest snapshot": 0,
-    "own signal": 65,
+    "own signal": 317,
     "ownership is not looked at": 38,
     "signals are not read": 1,
     "state is kept at a rebalance": 34,
