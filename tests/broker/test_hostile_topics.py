@@ -139,10 +139,15 @@ def test_the_commands_pass_over_what_is_no_record_and_say_so(
     done = command(settings, "status", "--json")
     assert [one["result"]["experiment"] for one in json.loads(done.stdout)] == ["checkout-canary"]
     results = settings.topic("results")
-    assert done.stderr.splitlines() == [
+    lines = done.stderr.splitlines()
+    assert lines[:2] == [
         f"passed over: {results} partition 0 offset 1 is without a key",
         f"passed over: 2 records of {results} in all",
     ]
+    # What the effect of a stop is worth is told from past ones, which stand on the other topic.
+    assert lines[2].startswith(f"passed over: {signals} partition ")
+    assert lines[-1] == number
+    assert all(f" {signals} " in line for line in lines[2:])
 
 
 def command(settings: Settings, *arguments: str) -> subprocess.CompletedProcess[str]:
