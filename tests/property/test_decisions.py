@@ -98,7 +98,7 @@ def experiments(draw):
     epochs = [draw(weights()) for _ in range(draw(st.integers(1, EPOCHS)))]
     units, moments = draw(cells(listed, epochs))
     crossovers = draw(st.sampled_from([0, 0, 0, 1, 500]))
-    minimum = draw(st.sampled_from(["0s", "1h"]))
+    minimum = draw(st.sampled_from(["0s", "1h", "1w"]))  # a week: one whole cycle of the traffic
     return listed, epochs, units, moments, {"crossover_units": crossovers}, {"minimum_runtime": minimum}
 
 
@@ -112,7 +112,8 @@ def statistics(units, moments, *, crossover_units=0):
     )
 
 
-runtimes = st.sampled_from([0, 3_600_000])
+MINIMA_MS = {"0s": 0, "1h": 3_600_000, "1w": 7 * 86_400_000}
+runtimes = st.sampled_from([0, 3_600_000, MINIMA_MS["1w"] - 1, MINIMA_MS["1w"]])
 
 
 def numbers(result):
@@ -252,13 +253,28 @@ def test_what_a_decision_needs(experiment, runtime_ms):
         mine = [r for r in found.metrics if r.arm == decision.arm]
         primary = {r.state for r in mine if r.role == "primary"}
         assert not found.invalid
-        assert runtime_ms >= (3_600_000 if fields.get("minimum_runtime") == "1h" else 0)
+        assert runtime_ms >= MINIMA_MS[fields.get("minimum_runtime", "0s")]
         assert MetricState.BETTER in primary
         assert MetricState.WORSE not in primary
         assert {r.state for r in mine if r.role == "guardrail"} <= {MetricState.SAFE}
         assert decision.arm in {arm.key for arm in one.spec.treatments}
     if experiment is SHIPS:
         assert (decision.action, decision.arm) == (Action.SHIP, "b")
+
+
+@pytest.mark.parametrize("minimum", MINIMA_MS)
+def test_what_would_ship_waits_for_a_whole_cycle(minimum):
+    listed, epochs, units, moments, extra, fields = SHIPS
+    one = record(listed, epochs, **{**fields, "minimum_runtime": minimum})
+    found = evaluate(one, statistics(units, moments, **extra))
+    over_ms = MINIMA_MS[minimum]
+    assert decide(one.spec, found, runtime_ms=over_ms).action is Action.SHIP
+    if over_ms:
+        waiting = decide(one.spec, found, runtime_ms=over_ms - 1)
+        assert (waiting.action, waiting.reason) == (
+            Action.HOLD,
+            f"the minimum runtime of {minimum} is not over",
+        )
 
 
 @settings(deadline=None)
