@@ -109,8 +109,8 @@ def acknowledge_first() -> None:
     """
     apply = Ingest._apply
 
-    async def apply_and_acknowledge(self: Ingest, task: Any, topic: str, block: Any) -> None:
-        await apply(self, task, topic, block)
+    async def apply_and_acknowledge(self: Ingest, task: Any, topic: str, block: Any, span: Any) -> None:
+        await apply(self, task, topic, block, span)
         self._source.durable(self._settings.topic(topic), task.state.partition, task.next_offset(topic))
 
     async def go_on_at_the_commit(self: Ingest, task: Any, topic: str, found: int) -> None:
