@@ -125,8 +125,8 @@ def apply_again() -> None:
     """After loading a snapshot, forget how far it had come, as if its offsets were not in the same record."""
     load = Ingest._load
 
-    async def load_and_forget(self: Ingest, partition: int) -> Any:
-        task = await load(self, partition)
+    async def load_and_forget(self: Ingest, partition: int, span: Any) -> Any:
+        task = await load(self, partition, span)
         for topic, start in task.starts.items():
             if task.next_offset(topic) > start:
                 _stand_at(task, topic, max(start, task.next_offset(topic) - 40))
