@@ -30,7 +30,7 @@ pytestmark = [pytest.mark.broker, pytest.mark.slow]
 
 GOLDEN = Path(__file__).parents[2] / "topics" / "golden" / "signal.v1.json"
 KEY = "whsec_Y2FuYXJ5LWNhbmFyeS1jYW5hcnktY2FuYXJ5"
-DEADLINE_S = 60.0
+DEADLINE_S = 180.0
 
 
 class Receiver(http.server.ThreadingHTTPServer):

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 POLL_MS: Final = 200
+JOIN_POLL_MS: Final = 1_000
+MAX_JOIN_POLL_MS: Final = 8_000
+"""The first and the longest poll while the group is joined."""
 ASK_TIMEOUT_MS: Final = 10_000
 PAUSE_S: Final = 1.0
 SESSION_TIMEOUT_MS: Final = 30_000
@@ -40,17 +43,33 @@ MAX_FETCH_BYTES: Final = 8 * 1024 * 1024
 
 
 class _Assigned(ConsumerRebalanceListener):  # type: ignore[misc] # (kafka-python has no types)
-    """Notes that partitions were given out anew; what follows is done outside of the call."""
+    """Notes that partitions were given out anew; what follows is done outside of the call.
+
+    It also says how long to poll. kafka-python (3.0.12) throws an answer to its join away that comes between two
+    polls, and joins again, so short polls on a slow machine need not ever be let in. Each one that ends without
+    having been is therefore followed by a longer one.
+    """
 
     def __init__(self) -> None:
         self.anew = False
+        self._join_poll_ms: int | None = JOIN_POLL_MS
 
-    def on_partitions_revoked(self, revoked: Any) -> None:
-        """Nothing: what is not committed is the next owner's."""
+    def on_partitions_revoked(self, revoked: Any) -> None:  # noqa: ARG002 (kafka-python's signature)
+        """Wait to be let in again; what is not committed is the next owner's."""
+        self._join_poll_ms = JOIN_POLL_MS
 
     def on_partitions_assigned(self, assigned: Any) -> None:  # noqa: ARG002 (kafka-python's signature)
         """Note it."""
         self.anew = True
+        self._join_poll_ms = None
+
+    def next_poll_ms(self) -> int:
+        """How long the poll that follows may take."""
+        if self._join_poll_ms is None:
+            return POLL_MS
+        this_ms = self._join_poll_ms
+        self._join_poll_ms = min(2 * this_ms, MAX_JOIN_POLL_MS)
+        return this_ms
 
 
 class _Partition(NamedTuple):
@@ -196,7 +215,7 @@ class Courier:
         consumer.subscribe([self._topic], listener=assigned)
         self._forget()
         while not self._stop.is_set():
-            self._poll(consumer)
+            self._poll(consumer, assigned.next_poll_ms())
             if assigned.anew:
                 assigned.anew = False
                 self._take_over(consumer)
@@ -209,11 +228,11 @@ class Courier:
         self._partitions = {}
         self._committed = {}
 
-    def _poll(self, consumer: Any) -> None:
+    def _poll(self, consumer: Any, timeout_ms: int) -> None:
         """Fetch more where there is nothing left to do; the group is kept in any case."""
         held = consumer.assignment() if self._records else ()
         consumer.pause(*held)
-        for records in consumer.poll(POLL_MS).values():
+        for records in consumer.poll(timeout_ms).values():
             self._records.extend(
                 TopicRecord(
                     topic=record.topic,

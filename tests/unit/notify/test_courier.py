@@ -65,6 +65,7 @@ class Consumer:
     Attributes:
         stored: offsets that the group has committed.
         commits: partition and offset of each commit of this member.
+        polls_ms: how long each poll would have waited.
     """
 
     def __init__(self, *records: Any, stored: dict[int, int], script: list[Callable[[], None]]) -> None:
@@ -74,6 +75,7 @@ class Consumer:
         self.paused: set[TopicPartition] = set()
         self.positions: dict[TopicPartition, int] = {}
         self.commits: list[tuple[int, int]] = []
+        self.polls_ms: list[int] = []
         self.stop: Callable[[], None] = lambda: None
 
     def give(self, *partitions: int) -> None:
@@ -94,7 +96,8 @@ class Consumer:
     def resume(self, *partitions: TopicPartition) -> None:
         self.paused -= set(partitions)
 
-    def poll(self, _timeout_ms: int) -> dict[TopicPartition, list[Any]]:
+    def poll(self, timeout_ms: int) -> dict[TopicPartition, list[Any]]:
+        self.polls_ms.append(timeout_ms)
         if self.script:
             self.script.pop(0)()
         found = {}
@@ -244,6 +247,26 @@ def test_nothing_is_fetched_while_a_message_waits_and_it_goes_first() -> None:
     follow(consumer, server, clock)
     assert server.sent == ["one", "one", "two"]
     assert consumer.commits == [(0, 1), (0, 2)]
+
+
+def test_a_join_that_takes_longer_than_a_poll_is_waited_for() -> None:
+    """An answer between two polls is thrown away by kafka-python, so with polls of one length none need ever count."""
+    consumer = Consumer(record(0, 0, "one"), stored={0: 0}, script=[])
+
+    def join_of(needed_ms: int) -> None:
+        if consumer.polls_ms[-1] < needed_ms:
+            consumer.script.insert(0, lambda: join_of(needed_ms))
+        else:
+            consumer.give(0)
+
+    def revoke() -> None:
+        consumer.listener.on_partitions_revoked(consumer.held)
+        consumer.held = set()
+
+    consumer.script = [lambda: join_of(6_000), revoke, lambda: join_of(1_500)]
+    follow(consumer, Server())
+    assert consumer.polls_ms[:7] == [1_000, 2_000, 4_000, 8_000, 200, 1_000, 2_000]
+    assert set(consumer.polls_ms[7:]) == {200}
 
 
 def test_without_the_topic_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
