@@ -22,7 +22,7 @@ import msgspec
 from stream_xp.adapters.faust_transport import BlockConsumer
 from stream_xp.adapters.kafka_log import LogWriter
 from stream_xp.cli import main
-from stream_xp.services import decide
+from stream_xp.services.decide import service as decide
 from stream_xp.services.ingest import Ingest
 
 

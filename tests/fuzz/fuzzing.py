@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import hashlib
-import importlib
 import json
 import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
+from unittest import mock
 
 import msgspec
 from mutations import Mutator
@@ -31,11 +32,10 @@ from stream_xp.engine.registry import Entry, Registry
 from stream_xp.engine.snapshot import decode_snapshot, encode_snapshot
 from stream_xp.engine.state import EXPOSURES, REWARDS, PartitionState
 from stream_xp.errors import ConfigError, StateError
+from stream_xp.services.decide import Decide, chain, heard, look, service
+from stream_xp.services.decide import records as own_records
 from stream_xp.services.oracle.recompute import LoggedRecord, LoggedSpec, recompute
 from stream_xp.settings import Settings
-
-# Any, because what it imports is replaced here.
-decide_module: Any = importlib.import_module("stream_xp.services.decide")
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -383,7 +383,7 @@ class Reports:
 
 
 def read_own(kind: Any) -> Callable[[bytes], object | None]:
-    return lambda value: decide_module._own_or_none(value, kind)
+    return lambda value: own_records.own_or_none(value, kind)
 
 
 def read_letter(value: bytes) -> DeadLetter | None:
@@ -401,7 +401,7 @@ class Decisions:
         self._registry = registry()
 
     def read(self, value: bytes) -> object | None:
-        decide = decide_module.Decide(
+        decide = Decide(
             Settings(),
             experiments=cast("Any", self),
             writer=cast("Any", self),
@@ -420,14 +420,10 @@ class Decisions:
     async def send(self, topic: str, *, key: bytes, value: bytes) -> None:
         """Take what it writes, which must be readable again."""
         kind: Any = {"xp.results": Result, "xp.signals": Signal, "xp.config": ConfigRecord}[topic]
-        decide_module._check_range(*decide_module._NUMBERS[kind](decode_own(value, kind)))
+        own_records.check_range(*own_records.NUMBERS[kind](decode_own(value, kind)))
 
     async def durable(self, sent: Any, topic: str) -> None:
         """Everything is there at once."""
-
-    @staticmethod
-    async def read_all(*_: object) -> list[Any]:
-        return []
 
 
 class Snapshots:
@@ -482,13 +478,11 @@ class Fuzz:
         self._run_events(records)
 
     def _run_own(self, records: int) -> None:
-        held = (decide_module.log, decide_module.read_all)
-        decide_module.log, decide_module.read_all = self._reports, Decisions.read_all
-        try:
+        with contextlib.ExitStack() as replaced:
+            for module in (chain, heard, look, own_records, service):
+                replaced.enter_context(mock.patch.object(module, "log", self._reports))
             for topic, own in self.own.items():
                 own.run(round(records * SHARES[topic]))
-        finally:
-            decide_module.log, decide_module.read_all = held
         refused = sum(self.own[topic].account.became["refused"] for topic in DECIDED)
         assert self._reports.errors == refused
 

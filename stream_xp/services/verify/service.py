@@ -28,7 +28,8 @@ from stream_xp.engine.standing import NOTHING_SAID
 from stream_xp.engine.steering import Seen, steer
 from stream_xp.engine.weights_by_policy import weights_by_policy
 from stream_xp.errors import ConfigError
-from stream_xp.services.decide import SPREAD_MS, apart, beside, least_watermark, runtime, signal_id
+from stream_xp.services.decide.signals import signal_id
+from stream_xp.services.decide.source_partitions import SPREAD_MS, apart, beside, least_watermark, runtime
 from stream_xp.services.oracle.prefixes import (
     Logs,
     Prefix,

@@ -22,8 +22,9 @@ from stream_xp.engine.columns import Block
 from stream_xp.engine.standing import Demand, Latch, Standing, said
 from stream_xp.engine.state import EXPOSURES, PartitionState
 from stream_xp.engine.steering import config_after, epoch_after
-from stream_xp.services import decide as decide_module
-from stream_xp.services.decide import Decide
+from stream_xp.services.decide import Decide, service
+from stream_xp.services.decide.heard import Heard
+from stream_xp.services.decide.signals import signal_of
 from stream_xp.services.experiments import Experiments
 from stream_xp.services.ingest import Ingest
 
@@ -117,17 +118,17 @@ def _state_is_kept_at_a_rebalance() -> Patch:
 
 def _no_latch() -> Patch:
     """A decision is made anew at each look."""
-    made = decide_module.steer
+    made = service.steer
 
     def steer(record: Any, standing: Standing, *args: Any, **named: Any) -> Any:
         return made(record, dataclasses.replace(standing, latched=None), *args, **named)
 
-    return mock.patch.object(decide_module, "steer", steer)
+    return mock.patch.object(service, "steer", steer)
 
 
 def _signals_are_not_read() -> Patch:
     """Nobody looks what was decided before."""
-    return mock.patch.object(Decide, "_hear_signal", return_value=None)
+    return mock.patch.object(Heard, "_take_signal", return_value=None)
 
 
 def _config_before_signal() -> Patch:
@@ -136,7 +137,7 @@ def _config_before_signal() -> Patch:
 
     async def early(self: Decide, news: Sequence[Any]) -> None:
         configs = [_config_of(self, one) for one in news]
-        await self._write("config", [(config.experiment, config) for config in configs])
+        await self._topics.write("config", [(config.experiment, config) for config in configs])
         await send_signals(self, news)
 
     return mock.patch.object(Decide, "_send_signals", early)
@@ -144,7 +145,7 @@ def _config_before_signal() -> Patch:
 
 def _config_of(decide: Decide, one: Any) -> ConfigRecord:
     """What follows from a conclusion once it is on the log."""
-    signal, record = decide._signal(one), one.look.record
+    signal, record = signal_of(one, group_id=decide._settings.group_id), one.look.record
     latch = Latch(signal.data.decision, signal.id)
     demand = Demand(signal.data.decision.action, signal.id, signal.data.decision)
     epoch = epoch_after(record, demand, effective_ms=one.result.evaluated_ms)
@@ -178,7 +179,8 @@ def _own_signal() -> Patch:
 
     async def first(self: Decide, news: Sequence[Any]) -> None:
         for one in news:
-            self._said.setdefault(one.look.version, []).insert(0, said(self._signal(one)))
+            signal = signal_of(one, group_id=self._settings.group_id)
+            self._heard._said.setdefault(one.look.version, []).insert(0, said(signal))
         await send_signals(self, news)
 
     return mock.patch.object(Decide, "_send_signals", first)

@@ -15,7 +15,7 @@ from stream_xp.domain.experiment import ExperimentRecord
 from stream_xp.domain.statistics import ExperimentStatistics, PartitionStatistics, merge
 from stream_xp.engine.evaluate import evaluate
 from stream_xp.engine.policy import decide
-from stream_xp.services.decide import runtime
+from stream_xp.services.decide.source_partitions import runtime
 from stream_xp.services.oracle.recompute import (
     EXPOSURES,
     REWARDS,

@@ -14,9 +14,8 @@ from stream_xp.domain.decision import ConfigRecord, RolloutStatus
 from stream_xp.domain.events import Exposure
 from stream_xp.engine.registry import Entry, Registry
 from stream_xp.errors import RecordRejected
-from stream_xp.services import decide as module
 from stream_xp.settings import Settings
-from tests.unit.services.test_decide import Log, T, block, settle, stage
+from tests.unit.services.decide_world import Log, T, block, settle, stage
 from tests.unit.services.test_decide_rollout import BETTER, HARMED, RAMP, Applied, experiment, statistics
 
 DELAY_MS = Settings().activation_delay_ms
@@ -41,8 +40,7 @@ def moved(lag_ms: int, *, harmed: bool = False) -> tuple[ConfigRecord, Registry]
     log = SlowLog()
     log.lag_ms = lag_ms
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "read_all", log.read_all)
-        patch.setattr(module, "LogTail", log.tail)
+        log.serve(patch)
         record = experiment(ramp=RAMP)
         decide = stage(log, Applied(record))  # type: ignore[arg-type]
 

@@ -10,8 +10,7 @@ import pytest
 
 from stream_xp.domain.experiment import ExperimentRecord, Status, WeightEpoch
 from stream_xp.engine.registry import Entry, Registry
-from stream_xp.services import decide as module
-from tests.unit.services.test_decide import Log, T, block, settle, stage
+from tests.unit.services.decide_world import Log, T, block, settle, stage
 from tests.unit.services.test_decide_rollout import Applied, World, experiment, order, statistics
 
 
@@ -37,8 +36,7 @@ class Compacted(Log):
 @pytest.fixture
 def log(monkeypatch: pytest.MonkeyPatch) -> Compacted:
     log = Compacted()
-    monkeypatch.setattr(module, "read_all", log.read_all)
-    monkeypatch.setattr(module, "LogTail", log.tail)
+    log.serve(monkeypatch)
     return log
 
 

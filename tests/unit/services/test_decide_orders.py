@@ -9,16 +9,14 @@ from typing import Any
 import pytest
 
 from stream_xp.domain.decision import ConfigRecord, RolloutStatus
-from stream_xp.services import decide as module
-from tests.unit.services.test_decide import Log, stage
+from tests.unit.services.decide_world import Log, stage
 from tests.unit.services.test_decide_rollout import RAMP, Applied, World, experiment, order
 
 
 @pytest.fixture
 def log(monkeypatch: pytest.MonkeyPatch) -> Log:
     log = Log()
-    monkeypatch.setattr(module, "read_all", log.read_all)
-    monkeypatch.setattr(module, "LogTail", log.tail)
+    log.serve(monkeypatch)
     return log
 
 

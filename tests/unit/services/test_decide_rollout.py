@@ -15,9 +15,9 @@ from stream_xp.domain.statistics import ArmUnits, Outcomes, PartitionStatistics,
 from stream_xp.engine import steering
 from stream_xp.engine.registry import Entry, Registry
 from stream_xp.engine.steering import Wanted
-from stream_xp.services import decide as module
-from stream_xp.services.decide import Decide, signal_id
-from tests.unit.services.test_decide import CrashError, Log, T, block, settle, stage
+from stream_xp.services.decide import Decide, heard
+from stream_xp.services.decide.signals import signal_id
+from tests.unit.services.decide_world import CrashError, Log, T, block, settle, stage
 
 RAMP = {"stages": [{"coverage": 0.25, "minimum_units": 1000}, {"coverage": 1.0, "minimum_units": 1000}]}
 PRIMARY = {
@@ -148,8 +148,7 @@ class World:
 @pytest.fixture
 def log(monkeypatch: pytest.MonkeyPatch) -> Log:
     log = Log()
-    monkeypatch.setattr(module, "read_all", log.read_all)
-    monkeypatch.setattr(module, "LogTail", log.tail)
+    log.serve(monkeypatch)
     return log
 
 
@@ -289,7 +288,7 @@ def test_after_a_reset_the_same_evidence_is_another_decision(log: Log) -> None:
 def test_an_order_that_changes_nothing_is_told_once(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
     monkeypatch.setattr(
-        module.log, "warning", lambda event, **named: told.append(named["rule"]), raising=False
+        heard.log, "warning", lambda event, **named: told.append(named["rule"]), raising=False
     )
 
     async def scenario() -> None:
@@ -325,8 +324,7 @@ def test_a_crash_at_any_boundary_is_repaired_by_the_next_owner(
 
     async def run(crashing: bool) -> Any:
         log = Log()
-        monkeypatch.setattr(module, "read_all", log.read_all)
-        monkeypatch.setattr(module, "LogTail", log.tail)
+        log.serve(monkeypatch)
         world = World(log, experiment(**fields))
         decide = world.worker()
         for at in range(4):

@@ -11,18 +11,19 @@ from types import TracebackType
 from typing import Any, Self
 
 import pytest
-from unit.services.test_decide import EVEN, MISMATCH, Specs, look, stage, statistics
-from unit.services.test_decide import Log as DecideLog
-from unit.services.test_ingest import Log, Parts, exposures
 
 from stream_xp.domain.telemetry import Telemetry
 from stream_xp.domain.tracing import NO_SPAN, SPANS, Attributes, Span, SpanName, Tracer
 from stream_xp.errors import ConfigError
-from stream_xp.services import decide as decide_module
 from stream_xp.services import ingest as ingest_module
+from stream_xp.services.decide.look import Watched
+from stream_xp.services.decide.spans import about_evaluation
 from stream_xp.services.tracing import tracer_of
 from stream_xp.services.worker import Worker
 from stream_xp.settings import Settings
+from tests.unit.services.decide_world import EVEN, MISMATCH, Specs, look, stage, statistics
+from tests.unit.services.decide_world import Log as DecideLog
+from tests.unit.services.test_ingest import Log, Parts, exposures
 
 
 class Noted(Span):
@@ -90,8 +91,7 @@ def log(monkeypatch: pytest.MonkeyPatch) -> Log:
 @pytest.fixture
 def decide_log(monkeypatch: pytest.MonkeyPatch) -> DecideLog:
     log = DecideLog()
-    monkeypatch.setattr(decide_module, "read_all", log.read_all)
-    monkeypatch.setattr(decide_module, "LogTail", log.tail)
+    log.serve(monkeypatch)
     return log
 
 
@@ -178,8 +178,8 @@ def test_a_load_says_whether_there_was_a_snapshot(log: Log) -> None:
 
 def test_a_decision_and_what_follows_have_spans_that_name_the_signal(decide_log: DecideLog) -> None:
     async def scenario() -> None:
-        decide = stage(decide_log, Specs(1))
-        tracer = decide._tracer = Told()
+        tracer = Told()
+        decide = stage(decide_log, Specs(1), tracer=tracer)
         await look(decide, statistics(400, **EVEN))
         assert tracer.of(SpanName.SIGNAL) == []
         await look(decide, statistics(800, **MISMATCH))
@@ -207,8 +207,8 @@ def test_a_decision_and_what_follows_have_spans_that_name_the_signal(decide_log:
 
 def test_an_evaluation_of_nothing_has_no_span(decide_log: DecideLog) -> None:
     async def scenario() -> None:
-        decide = stage(decide_log, Specs(1))
-        tracer = decide._tracer = Told()
+        tracer = Told()
+        decide = stage(decide_log, Specs(1), tracer=tracer)
         await decide.evaluate()
         assert tracer.ended == []
 
@@ -216,8 +216,8 @@ def test_an_evaluation_of_nothing_has_no_span(decide_log: DecideLog) -> None:
 
 
 def test_an_evaluation_names_no_more_experiments_than_it_may() -> None:
-    many = [decide_module.Watched(f"exp-{n}") for n in range(50)]
-    about = decide_module._about(many)
+    many = [Watched(f"exp-{n}") for n in range(50)]
+    about = about_evaluation(many)
     assert about["streamxp.experiments"] == 50
     assert about["streamxp.experiment.names"] == tuple(f"exp-{n}" for n in range(20))
 

@@ -9,9 +9,6 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from unit.services.test_decide import EVEN, MISMATCH, Specs, block, look, spec, stage, statistics
-from unit.services.test_decide import Log as DecideLog
-from unit.services.test_ingest import Log, Parts, T, exposures
 
 from stream_xp.adapters.prometheus import Metrics
 from stream_xp.domain.codec import Limits
@@ -21,10 +18,12 @@ from stream_xp.domain.metric_defs import DecisionState
 from stream_xp.domain.telemetry import BlockReport, ExperimentReport, PartitionReport, Telemetry
 from stream_xp.engine.columns import Block, exposure_columns, reward_columns
 from stream_xp.engine.registry import Entry, Registry
-from stream_xp.services import decide as decide_module
 from stream_xp.services import ingest as ingest_module
 from stream_xp.services.block_report import SAMPLE, block_report
 from stream_xp.settings import ROLES
+from tests.unit.services.decide_world import EVEN, MISMATCH, Specs, block, look, spec, stage, statistics
+from tests.unit.services.decide_world import Log as DecideLog
+from tests.unit.services.test_ingest import Log, Parts, T, exposures
 
 
 class Listener(Telemetry):
@@ -75,8 +74,7 @@ def log(monkeypatch: pytest.MonkeyPatch) -> Log:
 @pytest.fixture
 def decide_log(monkeypatch: pytest.MonkeyPatch) -> DecideLog:
     log = DecideLog()
-    monkeypatch.setattr(decide_module, "read_all", log.read_all)
-    monkeypatch.setattr(decide_module, "LogTail", log.tail)
+    log.serve(monkeypatch)
     return log
 
 
@@ -246,8 +244,8 @@ def test_experiments_are_listed_until_they_are_archived(log: Log) -> None:
 
 def test_an_evaluation_tells_results_decisions_and_leaving(decide_log: DecideLog) -> None:
     async def scenario() -> None:
-        decide = stage(decide_log, Specs(1))
-        listener = decide._telemetry = Listener()
+        listener = Listener()
+        decide = stage(decide_log, Specs(1), telemetry=listener)
         await look(decide, statistics(400, **EVEN))
         assert [(one.state, one.mismatch) for one in listener.reports] == [(DecisionState.RUNNING, False)]
         await look(decide, statistics(800, **MISMATCH))
@@ -267,8 +265,8 @@ def test_an_evaluation_tells_results_decisions_and_leaving(decide_log: DecideLog
 
 def test_what_is_told_is_what_stands_on_the_topic(decide_log: DecideLog) -> None:
     async def scenario() -> None:
-        decide = stage(decide_log, Specs(1))
-        listener = decide._telemetry = Listener()
+        listener = Listener()
+        decide = stage(decide_log, Specs(1), telemetry=listener)
         await decide.on_block(block(statistics(400, **MISMATCH)))
         await decide.evaluate()
         # Of the very look that decides, not of the one after it.

@@ -27,8 +27,8 @@ from stream_xp.engine.columns import Block, exposure_columns, reward_columns
 from stream_xp.engine.registry import Entry, Registry
 from stream_xp.engine.state import EXPOSURES, REWARDS, PartitionState
 from stream_xp.errors import ConfigError
-from stream_xp.services import decide as decide_module
 from stream_xp.services.decide import Decide
+from stream_xp.services.decide import topics as decide_topics
 from stream_xp.services.oracle import service as oracle_module
 from stream_xp.services.oracle.prefixes import rules_of
 from stream_xp.services.oracle.reading import LogShortError, LogTruncatedError
@@ -151,8 +151,8 @@ def broker(monkeypatch: pytest.MonkeyPatch) -> Broker:
 
     monkeypatch.setattr(module, "open_reader", opened)
     monkeypatch.setattr(oracle_module, "open_reader", opened)
-    monkeypatch.setattr(decide_module, "read_all", broker.read_everything)
-    monkeypatch.setattr(decide_module, "LogTail", lambda *_: Silence())
+    monkeypatch.setattr(decide_topics, "read_all", broker.read_everything)
+    monkeypatch.setattr(decide_topics, "LogTail", lambda *_: Silence())
     return broker
 
 

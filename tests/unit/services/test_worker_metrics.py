@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 from faust.types.tuples import TP
-from unit.services.test_decide import entry
 
 from stream_xp.engine.registry import Entry, Registry
 from stream_xp.services.partitioning import partition_of
 from stream_xp.services.worker import Worker
 from stream_xp.settings import Settings
+from tests.unit.services.decide_world import entry
 
 STATS = 4
 OF_EXP = partition_of("exp", STATS)
