@@ -43,7 +43,7 @@ class Heard:
     async def listen(self) -> None:
         """Connect, unless it is done, and read all that stands there."""
         async with self._reading:
-            for name in self._take.keys() - self._tails.keys():
+            for name in [name for name in self._take if name not in self._tails]:
                 tail = self._topics.tail(name)
                 await tail.start()
                 self._tails[name] = tail
