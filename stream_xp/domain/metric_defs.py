@@ -1,7 +1,7 @@
-"""Every series that a worker gives to Prometheus: the one list that code, docs, rules and dashboards are held against.
+"""Every series given to Prometheus: the one list that code, docs, rules and dashboards are held against.
 
-Label values come from closed sets, or are ids of registered experiments and what their specs name. What does not fit
-into the bound of series is added up under `OTHER`, as its definition says.
+Label values come from closed sets, are ids of registered experiments and what their specs name, or names of targets in
+a file of its own. What does not fit into the bound of series is added up under `OTHER`, as its definition says.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ PREFIX: Final = "streamxp_"
 OTHER: Final = "_other"
 """Stands for all experiments beyond the bound, their arms and metrics; no id can begin with an underscore."""
 TOPICS: Final = ("exposures", "rewards")
+NOTIFY: Final = "notify"
+"""In place of a role: what `stream-xp notify` has."""
 RESULTS: Final = tuple(name for name in Outcomes.__struct_fields__ if name not in ("read", "waiting"))
 """Outcomes that a record keeps; one that waits will get another."""
 
@@ -61,7 +63,7 @@ class MetricDef(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         name: as it stands in a query; histograms without `_bucket`, `_count` and `_sum`.
         unit: of its value; `metric` is the unit of the experiment's own metric.
-        role: the role of a worker that has it; None for every worker.
+        role: the role of a worker that has it; None for every worker, `NOTIFY` for no worker but the notifier.
         labels: in the order in which values are given.
         buckets: upper bounds of a histogram, without infinity.
         guardrails: of a series per metric and arm, whether only guardrails have it.
@@ -110,6 +112,7 @@ LABELS: Final = {
         help="One series per state: 1 for the state that it is in, 0 for the others.",
         values=tuple(dict.fromkeys([*DecisionState, *MonitorState])),
     ),
+    "target": LabelDef(help="Name of a target of the notifier; each is there from the start."),
     "topic": LabelDef(help="A source topic, without the prefix.", values=TOPICS),
     "version": LabelDef(help="Version of the program."),
 }
@@ -476,7 +479,43 @@ _EXPERIMENT = (
         overflow=Overflow.SUM,
     ),
 )
-DEFINITIONS: Final = (*_WORKER, *_INGEST, *_DECIDE, *_EXPERIMENT)
+_OF_TARGET = ("target",)
+OF_NOTIFIERS: Final = (
+    _of(
+        NOTIFY,
+        Kind.COUNTER,
+        "notify_delivered_total",
+        "messages",
+        "Messages that the target has taken.",
+        labels=_OF_TARGET,
+    ),
+    _of(
+        NOTIFY,
+        Kind.COUNTER,
+        "notify_failed_total",
+        "attempts",
+        "Attempts that failed, tried again or not.",
+        labels=_OF_TARGET,
+    ),
+    _of(
+        NOTIFY,
+        Kind.COUNTER,
+        "notify_given_up_total",
+        "messages",
+        "Messages that the target will not be sent again.",
+        labels=_OF_TARGET,
+    ),
+    _of(
+        NOTIFY,
+        Kind.GAUGE,
+        "notify_waiting",
+        "none",
+        "1 while a message has failed and waits to be tried again, 0 otherwise.",
+        labels=_OF_TARGET,
+    ),
+)
+OF_WORKERS: Final = (*_WORKER, *_INGEST, *_DECIDE, *_EXPERIMENT)
+DEFINITIONS: Final = (*OF_WORKERS, *OF_NOTIFIERS)
 BY_NAME: Final = {definition.name: definition for definition in DEFINITIONS}
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from stream_xp.domain.metric_defs import DEFINITIONS, LABELS, Kind, MetricDef, Overflow
+from stream_xp.domain.metric_defs import DEFINITIONS, LABELS, NOTIFY, Kind, MetricDef, Overflow
 
 PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
 _HEAD = Path(__file__).with_name("metrics_page.md")
@@ -16,6 +16,7 @@ _SECTIONS = (
     ("Of workers that ingest", "ingest", False),
     ("Of workers that decide", "decide", False),
     ("Of each experiment", None, True),
+    ("Of `stream-xp notify`", NOTIFY, False),
 )
 
 

@@ -1,4 +1,4 @@
-"""The series of a worker: what its definitions promise, from the first scrape on, and never more than that."""
+"""The series of workers and notifiers: what definitions promise, from the first scrape on, and never more than that."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from stream_xp.adapters.prometheus import Metrics, MetricsServer
+from stream_xp.adapters.prometheus import Deliveries, Metrics, MetricsServer
 from stream_xp.domain.decision import (
     Action,
     ArmResult,
@@ -35,6 +35,9 @@ from stream_xp.domain.metric_defs import (
     BY_NAME,
     DEFINITIONS,
     LABELS,
+    NOTIFY,
+    OF_NOTIFIERS,
+    OF_WORKERS,
     OTHER,
     DecisionState,
     Kind,
@@ -146,7 +149,7 @@ def worker(roles: tuple[str, ...] = ROLES, *, max_series: int = 10_000) -> Metri
     return Metrics(roles, source_partitions=4, max_series=max_series)
 
 
-def scraped(metrics: Metrics) -> Series:
+def scraped(metrics: Metrics | Deliveries) -> Series:
     """Every series of ours that a scrape shows, once; those of the process itself left out."""
     found: Series = {}
     for family in text_string_to_metric_families(generate_latest(metrics.registry).decode()):
@@ -367,6 +370,45 @@ def test_a_decision_is_counted_with_its_delay() -> None:
     assert at(found, "detection_delay_seconds_count", action="ship") == 0
 
 
+# --- a notifier ---------------------------------------------------------------------------------------------------
+
+
+def test_a_notifier_has_every_series_of_every_target_from_the_start_and_never_another() -> None:
+    deliveries = Deliveries(["ci", "chat"])
+    start = scraped(deliveries)
+    assert set(start) == {
+        (one.name, (("target", target),)) for one in OF_NOTIFIERS for target in ("ci", "chat")
+    }
+    assert set(start.values()) == {0}
+    deliveries.delivered("ci")
+    deliveries.failed("ci")
+    deliveries.failed("ci")
+    deliveries.given_up("chat")
+    deliveries.waiting("chat", waits=True)
+    found = scraped(deliveries)
+    assert {key: value for key, value in found.items() if value} == {
+        ("streamxp_notify_delivered_total", (("target", "ci"),)): 1,
+        ("streamxp_notify_failed_total", (("target", "ci"),)): 2,
+        ("streamxp_notify_given_up_total", (("target", "chat"),)): 1,
+        ("streamxp_notify_waiting", (("target", "chat"),)): 1,
+    }
+    deliveries.waiting("chat", waits=False)
+    assert at(scraped(deliveries), "notify_waiting", target="chat") == 0
+    for tell in (deliveries.delivered, deliveries.failed, deliveries.given_up):
+        with pytest.raises(KeyError):
+            tell("nobody")
+    with pytest.raises(KeyError):
+        deliveries.waiting("nobody", waits=True)
+    assert set(scraped(deliveries)) == set(start)
+
+
+def test_definitions_are_of_workers_or_of_notifiers() -> None:
+    assert {one.role for one in OF_NOTIFIERS} == {NOTIFY}
+    assert {one.role for one in OF_WORKERS} == {None, *ROLES}
+    assert (*OF_WORKERS, *OF_NOTIFIERS) == DEFINITIONS
+    assert not [name for name, _ in scraped(worker()) if "notify" in name]
+
+
 # --- the bound --------------------------------------------------------------------------------------------------
 
 
@@ -390,7 +432,7 @@ def test_every_series_is_one_of_a_definition_and_every_definition_has_series() -
     metrics.flushed(took_s=0.1, at_ms=1)
     metrics.decided(Action.STOP, at_ms=1, first_exposure_ms=1)
     found = scraped(metrics)
-    by_sample = {sample: one for one in DEFINITIONS for sample in one.samples}
+    by_sample = {sample: one for one in OF_WORKERS for sample in one.samples}
     assert {name for name, _ in found} == set(by_sample)
     for name, labels in found:
         given = dict(labels)

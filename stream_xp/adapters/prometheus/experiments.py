@@ -6,13 +6,12 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
+from stream_xp.adapters.prometheus.families import Cells
 from stream_xp.domain.decision import Evidence, MetricResult, MonitorState, Result, SampleRatio
 from stream_xp.domain.experiment import ExperimentRecord, Role
 from stream_xp.domain.metric_defs import BY_NAME, OTHER, PREFIX, DecisionState, Overflow, series_of
 from stream_xp.domain.telemetry import ExperimentReport
 
-Cells: TypeAlias = dict[tuple[str, ...], float]
-"""The series of one metric: label values to value."""
 _Row: TypeAlias = tuple[str, tuple[str, ...], float]
 """Name of a metric without the prefix, its labels after the experiment, and the value."""
 _FREE = frozenset({"arm", "metric"})

@@ -17,13 +17,14 @@ from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from stream_xp import __version__
-from stream_xp.adapters.prometheus.experiments import Cells, Entry, experiment_cells
+from stream_xp.adapters.prometheus.experiments import Entry, experiment_cells
+from stream_xp.adapters.prometheus.families import Cells, empty_family, family, named
 from stream_xp.domain.decision import Action
 from stream_xp.domain.experiment import ExperimentRecord
 from stream_xp.domain.metric_defs import (
     BY_NAME,
-    DEFINITIONS,
     LABELS,
+    OF_WORKERS,
     PREFIX,
     RESULTS,
     TOPICS,
@@ -54,10 +55,10 @@ class Metrics(Telemetry, Collector):
         self._roles = roles
         self._max_series = max_series
         # Of every role: a worker that does not decide evaluates nothing on its way out, and says so too.
-        self._values: dict[str, Cells] = {one.name: dict(_closed(one)) for one in DEFINITIONS}
+        self._values: dict[str, Cells] = {one.name: dict(_closed(one)) for one in OF_WORKERS}
         self._buckets: dict[str, dict[tuple[str, ...], _Buckets]] = {
             one.name: {labels: _Buckets(one.buckets) for labels in _combinations(one)}
-            for one in DEFINITIONS
+            for one in OF_WORKERS
             if one.kind is Kind.HISTOGRAM
         }
         self._highest: dict[int, dict[str, Outcomes]] = {}
@@ -195,15 +196,10 @@ class Metrics(Telemetry, Collector):
         found, beyond = experiment_cells(entries, exposures, roles=self._roles, max_series=self._max_series)
         values[PREFIX + "overflow_experiments"] = {(): float(beyond)}
         for definition in of_roles(self._roles):
-            metric = Metric(definition.name.removesuffix("_total"), definition.help, definition.kind)
             if definition.kind is Kind.HISTOGRAM:
-                _add_buckets(metric, definition, buckets[definition.name])
+                yield _histogram(definition, buckets[definition.name])
             else:
-                cells = values[definition.name] | found.get(definition.name, {})
-                for labels, value in cells.items():
-                    named = dict(zip(definition.labels, labels, strict=True))
-                    metric.add_sample(definition.name, named, value)
-            yield metric
+                yield family(definition, values[definition.name] | found.get(definition.name, {}))
 
     def describe(self) -> Iterable[Metric]:
         """Nothing: what is there is told by `collect`."""
@@ -256,14 +252,16 @@ class _Buckets:
         return other
 
 
-def _add_buckets(metric: Metric, definition: MetricDef, held: dict[tuple[str, ...], _Buckets]) -> None:
+def _histogram(definition: MetricDef, held: dict[tuple[str, ...], _Buckets]) -> Metric:
+    metric = empty_family(definition)
     bounds = [*(repr(bound) for bound in definition.buckets), "+Inf"]
     for labels, one in held.items():
-        named = dict(zip(definition.labels, labels, strict=True))
+        given = named(definition, labels)
         for bound, count in zip(bounds, accumulate(one.counts), strict=True):
-            metric.add_sample(definition.name + "_bucket", {**named, "le": bound}, count)
-        metric.add_sample(definition.name + "_count", named, sum(one.counts))
-        metric.add_sample(definition.name + "_sum", named, one.total)
+            metric.add_sample(definition.name + "_bucket", {**given, "le": bound}, count)
+        metric.add_sample(definition.name + "_count", given, sum(one.counts))
+        metric.add_sample(definition.name + "_sum", given, one.total)
+    return metric
 
 
 def _combinations(definition: MetricDef) -> list[tuple[str, ...]]:
