@@ -14,10 +14,12 @@ import yaml
 
 from stream_xp.adapters.kafka_admin import load_topics
 from stream_xp.cli import COMMANDS, main
+from stream_xp.services.notify.service import JOIN_S
+from stream_xp.services.notify.targets import MAX_TARGETS, Event, Format, TargetFields, load_targets
 from stream_xp.settings import Settings
 from tests.deploy.kubernetes import faults, resources
 from tests.deploy.test_chart import EVERYTHING, STRIMZI, of_kind, pods, rendered
-from tests.deploy.test_compose import STREAM_XP, services
+from tests.deploy.test_compose import STREAM_XP, mounted, services
 from tests.deploy.tools import ROOT
 
 DEPLOY = ROOT / "deploy"
@@ -52,7 +54,7 @@ def load(environ: dict[str, str], tmp_path: Any) -> Settings:
 
 def test_every_program_loads_the_settings_it_is_given(tmp_path: Any) -> None:
     environments = {**chart_environments(), **compose_environments()}
-    assert len(environments) == 7
+    assert len(environments) == 9
     for name, environ in environments.items():
         settings = load(environ, tmp_path)
         assert settings.security.security_protocol == environ["STREAM_XP_SECURITY_PROTOCOL"], name
@@ -80,11 +82,19 @@ def test_ports(tmp_path: Any) -> None:
     metrics, api = load(composed["worker"], tmp_path), load(composed["api"], tmp_path)
     assert metrics.metrics_port == load(chart["stream-xp-worker"], tmp_path).metrics_port == 9464
     assert api.api_port == load(chart["stream-xp-api"], tmp_path).api_port == Settings().api_port
-    for name, port in (("stream-xp-worker", metrics.metrics_port), ("stream-xp-api", api.api_port)):
+    notify = load(composed["notify"], tmp_path)
+    assert (
+        notify.metrics_port == load(chart["stream-xp-notify"], tmp_path).metrics_port == metrics.metrics_port
+    )
+    for name, port in (
+        ("stream-xp-worker", metrics.metrics_port),
+        ("stream-xp-api", api.api_port),
+        ("stream-xp-notify", notify.metrics_port),
+    ):
         assert [one["containerPort"] for one in pods(found)[name]["containers"][0]["ports"]] == [port]
         assert [one["port"] for one in of_kind(found, "Service")[name]["spec"]["ports"]] == [port]
     # In a container loopback is nobody else's; outside of one it is the default.
-    assert {metrics.metrics_host, api.api_host} == {"0.0.0.0"}
+    assert {metrics.metrics_host, notify.metrics_host, api.api_host} == {"0.0.0.0"}
     assert {Settings().metrics_host, Settings().api_host} == {"127.0.0.1"}
     assert [port["target"] for port in services()["api"]["ports"]] == [api.api_port]
 
@@ -99,7 +109,7 @@ def test_commands_and_options_are_there() -> None:
             for probe in ("startupProbe", "livenessProbe", "readinessProbe")
             if "exec" in container.get(probe, {})
         ]
-    assert len(given) == 10
+    assert len(given) == 15
     for words in given:
         assert words[0] in COMMANDS, words
         command, rest = main.get_command(click.Context(main), words[0]), words[1:]
@@ -214,4 +224,75 @@ def test_the_image_runs_as_the_chart_says() -> None:
     assert named == {"STREAM_XP_HEALTH_FILE"}
     assert "/tmp/stream-xp-health" in text
     assert chart_environments()["stream-xp-worker"]["STREAM_XP_HEALTH_FILE"] == "/tmp/stream-xp-health"
-    assert compose_environments()["worker"]["STREAM_XP_HEALTH_FILE"] == "/tmp/stream-xp-health"
+    assert chart_environments()["stream-xp-notify"]["STREAM_XP_HEALTH_FILE"] == "/tmp/stream-xp-health"
+    for name in ("worker", "notify"):
+        assert compose_environments()[name]["STREAM_XP_HEALTH_FILE"] == "/tmp/stream-xp-health"
+
+
+# --- notify ------------------------------------------------------------------------------------------------------
+
+
+def targets_option(words: list[str]) -> str:
+    return words[words.index("--targets") + 1]
+
+
+def test_a_notifier_of_the_chart_reads_its_targets_and_their_secrets(tmp_path: Any) -> None:
+    pod = pods(rendered(EVERYTHING))["stream-xp-notify"]
+    (container,) = pod["containers"]
+    mounts = {one["mountPath"]: one["name"] for one in container["volumeMounts"]}
+    volumes = {one["name"]: one for one in pod["volumes"]}
+    folder, _, file = targets_option(container["args"]).rpartition("/")
+    name = volumes[mounts[folder]]["configMap"]["name"]
+    text = of_kind(rendered(EVERYTHING), "ConfigMap")[name]["data"][file]
+    secrets = "/etc/stream-xp/notify-secrets"
+    # Without `items` each entry of a secret is a file of its name.
+    assert volumes[mounts[secrets]]["secret"] == {"secretName": "notify", "defaultMode": 288}
+    (tmp_path / "ci-keys").write_text("whsec_" + "A" * 44)
+    (tmp_path / "chat-url").write_text("https://hooks.slack.com/services/T0/B0/x")
+    path = tmp_path / "targets.yaml"
+    path.write_text(text.replace(secrets, str(tmp_path)))
+    ci, chat = load_targets(path, load(chart_environments()["stream-xp-notify"], tmp_path), {})
+    assert (ci.name, ci.where.host, len(ci.keys), ci.events) == (
+        "ci",
+        "ci.example.com",
+        1,
+        {Event.STOP, Event.SHIP},
+    )
+    assert (chat.where.host, chat.where.path, chat.format) == (
+        "hooks.slack.com",
+        "/services/T0/B0/x",
+        Format.SLACK,
+    )
+
+
+def test_the_values_of_a_target_are_the_fields_of_its_file() -> None:
+    schema = json.loads((DEPLOY / "helm" / "stream-xp" / "values.schema.json").read_text())
+    notify = schema["properties"]["notify"]["properties"]
+    target = notify["targets"]["items"]
+    # A pod is given no variables of the user's.
+    assert target["properties"].keys() == set(TargetFields.__struct_fields__) - {"url_env", "secret_env"}
+    assert target["properties"]["events"]["items"]["enum"] == list(Event)
+    assert target["properties"]["format"]["enum"] == list(Format)
+    assert notify["targets"]["maxItems"] == MAX_TARGETS
+    (signals,) = [
+        one
+        for one in load_topics("xp.", 12, replication=3, min_insync_replicas=2)
+        if one.name == "xp.signals"
+    ]
+    assert notify["replicas"]["maximum"] == signals.partitions
+
+
+def test_a_notifier_of_compose_sends_to_the_inbox_beside_it(tmp_path: Any) -> None:
+    notify, inbox = services()["notify"], services()["inbox"]
+    folder, _, file = targets_option(notify["command"]).rpartition("/")
+    (target,) = load_targets(
+        mounted("notify")[folder] / file, load(notify["environment"], tmp_path), notify["environment"]
+    )
+    assert (target.where.host, target.where.port) == ("inbox", int(inbox["command"][0]))
+    assert target.allow_private
+
+
+def test_a_notifier_may_end_its_attempt_before_it_is_killed() -> None:
+    pod = of_kind(rendered(EVERYTHING), "Deployment")["stream-xp-notify"]["spec"]["template"]["spec"]
+    assert pod["terminationGracePeriodSeconds"] > JOIN_S
+    assert services()["notify"]["stop_grace_period"] == f"{pod['terminationGracePeriodSeconds']}s"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ipaddress
 from functools import cache
 from typing import Any
 
 import pytest
 import yaml
 
+from stream_xp.adapters.webhook import may_connect
 from tests.deploy.kubernetes import RELEASES, faults, resources
 from tests.deploy.tools import ROOT, helm
 
@@ -24,6 +26,18 @@ EVERYTHING = {
     "topics.mode": "job",
     "worker.autoscaling.enabled": "true",
     "api.tokenSecret.name": "api-token",
+    "notify.enabled": "true",
+    "notify.replicas": "2",
+    "notify.allowedHosts[0]": "ci.example.com",
+    "notify.allowedHosts[1]": "hooks.slack.com",
+    "notify.secret.name": "notify",
+    "notify.targets[0].name": "ci",
+    "notify.targets[0].url": "https://ci.example.com/hooks/stream-xp",
+    "notify.targets[0].secret_file": "/etc/stream-xp/notify-secrets/ci-keys",
+    "notify.targets[0].events": "{stop,ship}",
+    "notify.targets[1].name": "chat",
+    "notify.targets[1].url_file": "/etc/stream-xp/notify-secrets/chat-url",
+    "notify.targets[1].format": "slack",
     "metrics.serviceMonitor.enabled": "true",
     "metrics.serviceMonitor.labels.release": "kube-prometheus-stack",
     "image.digest": "sha256:" + "0" * 64,
@@ -90,30 +104,38 @@ def test_what_is_installed() -> None:
     names = sorted(f"{one['kind']}/{one['metadata']['name']}" for one in found)
     assert names == [
         "ConfigMap/stream-xp",
+        "ConfigMap/stream-xp-notify",
         "Deployment/stream-xp-api",
+        "Deployment/stream-xp-notify",
         "Deployment/stream-xp-worker",
         "HorizontalPodAutoscaler/stream-xp-worker",
         "Job/stream-xp-topics",
         "NetworkPolicy/stream-xp",
         "NetworkPolicy/stream-xp-api",
+        "NetworkPolicy/stream-xp-notify",
         "NetworkPolicy/stream-xp-worker",
         "PodDisruptionBudget/stream-xp-api",
+        "PodDisruptionBudget/stream-xp-notify",
         "PodDisruptionBudget/stream-xp-worker",
         "Service/stream-xp-api",
+        "Service/stream-xp-notify",
         "Service/stream-xp-worker",
         "ServiceAccount/stream-xp",
         "ServiceMonitor/stream-xp",
     ]
 
 
-def test_by_default_nothing_needs_an_operator_or_scales_by_itself() -> None:
-    kinds = {one["kind"] for one in rendered(SASL)}
-    assert kinds.isdisjoint({"HorizontalPodAutoscaler", "ServiceMonitor", "KafkaTopic", "Job"})
+def test_by_default_nothing_needs_an_operator_or_scales_by_itself_or_sends_anything_outside() -> None:
+    found = rendered(SASL)
+    assert {one["kind"] for one in found}.isdisjoint(
+        {"HorizontalPodAutoscaler", "ServiceMonitor", "KafkaTopic", "Job"}
+    )
+    assert not [one for one in found if "notify" in one["metadata"]["name"]]
 
 
 def test_every_pod_is_confined() -> None:
     found = pods(rendered(EVERYTHING))
-    assert len(found) == 3
+    assert len(found) == 4
     for name, pod in found.items():
         assert pod["automountServiceAccountToken"] is False, name
         assert pod["securityContext"]["runAsNonRoot"] is True, name
@@ -127,7 +149,8 @@ def test_every_pod_is_confined() -> None:
             assert confined["capabilities"] == {"drop": ["ALL"]}, name
             assert "memory" in container["resources"]["limits"], name
             assert container["image"] == "stream-xp@sha256:" + "0" * 64
-        assert {next(iter(volume.keys() - {"name"})) for volume in pod["volumes"]} == {"emptyDir", "secret"}
+        kinds = {next(iter(volume.keys() - {"name"})) for volume in pod["volumes"]}
+        assert kinds - {"configMap"} == {"emptyDir", "secret"}
 
 
 def test_each_mount_is_a_volume_and_holds_the_file_that_a_setting_names() -> None:
@@ -191,8 +214,19 @@ def test_policies_and_services_choose_the_pods() -> None:
     monitor = of_kind(found, "ServiceMonitor")["stream-xp"]
     assert monitor["metadata"]["labels"]["release"] == "kube-prometheus-stack"
     (endpoint,) = monitor["spec"]["endpoints"]
-    assert endpoint["port"] in ports["stream-xp-worker"]
-    assert endpoint["relabelings"] == [{"targetLabel": "job", "replacement": "stream-xp-worker"}]
+    for name in ("stream-xp-worker", "stream-xp-notify"):
+        assert endpoint["port"] in ports[name]
+    (relabeling,) = endpoint["relabelings"]
+    assert relabeling["sourceLabels"] == ["__meta_kubernetes_service_label_app_kubernetes_io_component"]
+    components = {
+        service["metadata"]["labels"]["app.kubernetes.io/component"]
+        for service in of_kind(found, "Service").values()
+        if endpoint["port"] in {port["name"] for port in service["spec"]["ports"]}
+    }
+    prometheus = yaml.safe_load((ROOT / "deploy" / "prometheus" / "prometheus.yml").read_text())
+    assert {relabeling["replacement"].replace("$1", one) for one in components} == {
+        job["job_name"] for job in prometheus["scrape_configs"]
+    }
     scaled = of_kind(found, "HorizontalPodAutoscaler")["stream-xp-worker"]["spec"]
     assert scaled["scaleTargetRef"]["name"] in labels
     assert "replicas" not in of_kind(found, "Deployment")["stream-xp-worker"]["spec"]
@@ -204,6 +238,39 @@ def test_with_no_one_named_nobody_may_call() -> None:
     assert "ingress" not in policies["stream-xp-api"]["spec"]
     assert policies["stream-xp-api"]["spec"]["policyTypes"] == ["Ingress"]
     assert "ingress" not in policies["stream-xp-worker"]["spec"]
+
+
+def test_only_a_notifier_may_send_to_the_outside_and_not_to_private_addresses() -> None:
+    policies = of_kind(rendered(EVERYTHING), "NetworkPolicy")
+    beyond = {name for name, one in policies.items() if name != "stream-xp" and "egress" in one["spec"]}
+    assert beyond == {"stream-xp-notify"}
+    (rule,) = policies["stream-xp-notify"]["spec"]["egress"]
+    assert [port["port"] for port in rule["ports"]] == [443]
+    for block in (one["ipBlock"] for one in rule["to"]):
+        whole = ipaddress.ip_network(block["cidr"])
+        closed = [ipaddress.ip_network(one) for one in block["except"]]
+        assert all(one != whole and one.subnet_of(whole) for one in closed)
+        # What the program itself connects to nowhere, or only where it is allowed, but for this machine.
+        for address in (
+            "10.1.2.3",
+            "169.254.169.254",
+            "100.64.0.1",
+            "192.168.1.1",
+            "172.31.0.1",
+            "fd00::1",
+            "fe80::1",
+        ):
+            found = ipaddress.ip_address(address)
+            assert found.version != whole.version or any(found in one for one in closed)
+            assert not may_connect(address, allow_private=False)
+    shut = of_kind(rendered({**EVERYTHING, "networkPolicy.notifyTo": "null"}), "NetworkPolicy")
+    assert "egress" not in shut["stream-xp-notify"]["spec"]
+    assert shut["stream-xp-notify"]["spec"]["policyTypes"] == ["Ingress", "Egress"]
+
+
+def test_one_notifier_alone_may_be_drained() -> None:
+    alone = of_kind(rendered({**EVERYTHING, "notify.replicas": "1"}), "PodDisruptionBudget")
+    assert "stream-xp-notify" not in alone
 
 
 REFUSED = {
@@ -223,6 +290,33 @@ REFUSED = {
     "a setting with a value of its own": ({"settings.STREAM_XP_PREFIX": "other."}, "STREAM_XP_PREFIX"),
     "no setting": ({"settings.PATH": "/bin"}, "PATH"),
     "a password in a value": ({"settings.STREAM_XP_SASL_PASSWORD": "hunter2"}, "STREAM_XP_SASL_PASSWORD"),
+    "nobody to tell": ({"notify.enabled": "true"}, "notify.enabled needs notify.targets"),
+    "nowhere to send": (
+        {"notify.enabled": "true", "notify.targets[0].name": "ci"},
+        "notify.enabled needs notify.allowedHosts",
+    ),
+    "no secret of targets": (
+        {
+            "notify.enabled": "true",
+            "notify.allowedHosts[0]": "ci.example.com",
+            "notify.targets[0].name": "ci",
+            "notify.targets[0].secret_file": "/etc/stream-xp/notify-secrets/ci-keys",
+        },
+        "notify.secret.name must be set",
+    ),
+    "a key of a target in a value": (
+        {"notify.targets[0].name": "ci", "notify.targets[0].secret": "whsec_AAAA"},
+        "secret",
+    ),
+    "a file of a target that is elsewhere": (
+        {"notify.targets[0].name": "ci", "notify.targets[0].url_file": "/etc/passwd"},
+        "url_file",
+    ),
+    "an allowed host that is a pattern": ({"notify.allowedHosts[0]": "*"}, "allowedHosts"),
+    "hosts of messages as a setting": (
+        {"settings.STREAM_XP_NOTIFY_ALLOWED_HOSTS": "ci.example.com"},
+        "STREAM_XP_NOTIFY_ALLOWED_HOSTS",
+    ),
     "a misspelt value": ({"worker.replica": "3"}, "replica"),
     "a protocol that is none": ({"kafka.securityProtocol": "TLS"}, "securityProtocol"),
 }

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
+import urllib.request
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,13 +15,14 @@ import yaml
 
 from tests.deploy.tools import ROOT, compose
 
-STREAM_XP = {"topics", "worker", "api", "traffic"}
-OTHERS = {"kafka", "prometheus", "alertmanager", "grafana"}
+STREAM_XP = {"topics", "worker", "api", "notify", "traffic"}
+OTHERS = {"kafka", "prometheus", "alertmanager", "grafana", "inbox"}
+OF_A_PROFILE = {"notify", "inbox"}
 
 
 @cache
 def services() -> dict[str, dict[str, Any]]:
-    done = compose("config", "--format", "json")
+    done = compose("--profile", "notify", "config", "--format", "json")
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     found: dict[str, dict[str, Any]] = json.loads(done.stdout)["services"]
@@ -27,6 +31,13 @@ def services() -> dict[str, dict[str, Any]]:
 
 def test_docker_compose_takes_the_file_and_has_everything() -> None:
     assert services().keys() == STREAM_XP | OTHERS
+
+
+def test_messages_are_sent_only_where_they_are_asked_for() -> None:
+    done = compose("config", "--services")
+    assert set(done.stdout.split()) == (STREAM_XP | OTHERS) - OF_A_PROFILE
+    for one in OF_A_PROFILE:
+        assert "ports" not in services()[one]
 
 
 def test_ports_are_published_on_loopback_only() -> None:
@@ -70,7 +81,7 @@ def test_every_file_that_is_mounted_is_there_and_read_only() -> None:
         for volume in service.get("volumes", [])
         if volume["type"] == "bind"
     ]
-    assert len(mounted) == 6
+    assert len(mounted) == 8
     for volume in mounted:
         assert Path(volume["source"]).exists(), volume["source"]
         assert volume["read_only"] is True, volume["source"]
@@ -81,9 +92,11 @@ def test_each_waits_for_what_it_needs() -> None:
         return {other: how["condition"] for other, how in services()[name].get("depends_on", {}).items()}
 
     assert conditions("topics") == {"kafka": "service_healthy"}
-    assert conditions("worker") == conditions("api") == {"topics": "service_completed_successfully"}
+    for name in ("worker", "api", "notify"):
+        assert conditions(name) == {"topics": "service_completed_successfully"}
     assert conditions("traffic") == {"worker": "service_healthy"}
-    assert services()["worker"]["healthcheck"]["test"] == ["CMD", "stream-xp", "health"]
+    for name in ("worker", "notify"):
+        assert services()[name]["healthcheck"]["test"] == ["CMD", "stream-xp", "health"]
 
 
 def mounted(name: str) -> dict[str, Path]:
@@ -94,13 +107,31 @@ def mounted(name: str) -> dict[str, Path]:
 def test_prometheus_scrapes_and_alerts_the_services_at_their_ports() -> None:
     files = mounted("prometheus")
     config = yaml.safe_load(files["/etc/prometheus/prometheus.yml"].read_text())
-    targets = {
-        target
+    found = {
+        (job["job_name"], target)
         for job in config["scrape_configs"]
-        for group in job["static_configs"]
+        for group in job.get("static_configs", ())
         for target in group["targets"]
     }
-    assert targets == {f"worker:{services()['worker']['environment']['STREAM_XP_METRICS_PORT']}"}
+    found |= {
+        (job["job_name"], f"{name}:{group['port']}")
+        for job in config["scrape_configs"]
+        for group in job.get("dns_sd_configs", ())
+        for name in group["names"]
+    }
+    assert found == {
+        (f"stream-xp-{name}", f"{name}:{service['environment']['STREAM_XP_METRICS_PORT']}")
+        for name, service in services().items()
+        if "STREAM_XP_METRICS_PORT" in (service.get("environment") or {})
+    }
+    # One that is not always there is found by its name, and not missed where it is not.
+    by_name = {
+        name
+        for job in config["scrape_configs"]
+        for group in job.get("dns_sd_configs", ())
+        for name in group["names"]
+    }
+    assert by_name == {name for name, service in services().items() if "profiles" in service} - {"inbox"}
     (manager,) = config["alerting"]["alertmanagers"]
     assert manager["static_configs"] == [{"targets": ["alertmanager:9093"]}]
     # Relative to the file, so to /etc/prometheus.
@@ -121,3 +152,19 @@ def test_grafana_finds_its_source_and_its_dashboards() -> None:
     (providers,) = files["/etc/grafana/provisioning/dashboards"].glob("*.yml")
     (provider,) = yaml.safe_load(providers.read_text())["providers"]
     assert list(files[provider["options"]["path"]].glob("*.json"))
+
+
+def test_the_inbox_prints_what_it_is_sent_as_one_line_and_takes_it() -> None:
+    program = mounted("inbox")["/inbox.py"]
+    with subprocess.Popen([sys.executable, program, "0"], stdout=subprocess.PIPE, text=True) as inbox:
+        try:
+            assert inbox.stdout is not None
+            port = json.loads(inbox.stdout.readline()).rpartition(" ")[2]
+            for body in (b'{"text": "*STOP* a\\nb"}', b"[]", b"\xff"):
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/", data=body, timeout=30) as answer:
+                    assert answer.status == 204
+            assert json.loads(inbox.stdout.readline()) == "*STOP* a\nb"
+            assert json.loads(inbox.stdout.readline()) == "[]"
+            assert json.loads(inbox.stdout.readline()) == "\N{REPLACEMENT CHARACTER}"
+        finally:
+            inbox.terminate()
