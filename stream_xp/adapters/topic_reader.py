@@ -1,7 +1,7 @@
 """Reads a topic from its beginning: up to where it ends now, then on as it grows, if wanted.
 
 Every reader of kafka-python is made here, by :func:`open_consumer`: anybody with a right to write may give a header
-a name that is not UTF-8, and kafka-python itself stops at such a record.
+a name that is not UTF-8, and kafka-python itself stops at such a record. It also asks for topics without a deadline.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 from kafka import KafkaConsumer, TopicPartition
 from kafka.consumer.fetcher import Fetcher
-from kafka.errors import CorruptRecordError, KafkaError
+from kafka.errors import CorruptRecordError, KafkaError, KafkaTimeoutError
 from kafka.record.default_records import DefaultRecordBatch
 
 from stream_xp.errors import ConfigError, DependencyError
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 CONNECT_TIMEOUT_MS: Final = 10_000
 REQUEST_TIMEOUT_MS: Final = 20_000
+TOPICS_TIMEOUT_MS: Final = 20_000
+"""How long a broker may take to say which topics it has."""
 STALL_TIMEOUT_MS: Final = 30_000
 POLL_MS: Final = 200
 
@@ -201,6 +203,8 @@ class TopicReader:
 def open_consumer(settings: Settings, **options: Any) -> Any:
     """Return a KafkaConsumer without a group, that reads any record; where it begins is up to the caller.
 
+    No question to a broker is waited for without a deadline; the one for topics ends in a KafkaTimeoutError.
+
     Args:
         settings: brokers, credentials and their kind.
         options: further ones of KafkaConsumer, which win.
@@ -211,7 +215,7 @@ def open_consumer(settings: Settings, **options: Any) -> Any:
     """
     check_link(settings)
     try:
-        consumer = KafkaConsumer(
+        consumer = _PatientConsumer(
             **{
                 **settings.kafka_python_options(),
                 "group_id": None,
@@ -230,6 +234,30 @@ def open_consumer(settings: Settings, **options: Any) -> Any:
     # Of this consumer alone: others of the process are none of our business.
     consumer._fetcher.PartitionRecords = _ForgivingPartition  # noqa: SLF001 (there is no other way in)
     return consumer
+
+
+class _PatientConsumer(KafkaConsumer):  # type: ignore[misc] # (kafka-python has no types)
+    """A KafkaConsumer whose patience has an end, too, where it asks for the topics of a broker that has gone."""
+
+    def _fetch_all_topic_metadata(self) -> None:
+        cluster = self._cluster
+        if cluster.metadata_refresh_in_progress:
+            # It may not ask for all topics.
+            self._await_metadata()
+        before = cluster.need_all_topic_metadata
+        cluster.need_all_topic_metadata = True
+        try:
+            self._await_metadata()
+        finally:
+            cluster.need_all_topic_metadata = before
+
+    def _await_metadata(self) -> None:
+        try:
+            self._net.run(self._manager.wait_for, self._cluster.request_update(), TOPICS_TIMEOUT_MS)
+        except KafkaTimeoutError as error:
+            raise KafkaTimeoutError(
+                f"no broker said within {TOPICS_TIMEOUT_MS} ms which topics there are"
+            ) from error
 
 
 class _ForgivingBytes(bytearray):

@@ -153,7 +153,7 @@ def test_damage_is_still_damage_to_commands() -> None:
 def test_only_our_own_consumers_of_kafka_python_forgive(monkeypatch: pytest.MonkeyPatch) -> None:
     made = SimpleNamespace(_fetcher=SimpleNamespace(PartitionRecords=Fetcher.PartitionRecords))
     stock = Fetcher.PartitionRecords
-    monkeypatch.setattr(topic_reader, "KafkaConsumer", lambda **_: made)
+    monkeypatch.setattr(topic_reader, "_PatientConsumer", lambda **_: made)
     assert open_consumer(Settings())._fetcher.PartitionRecords is topic_reader._ForgivingPartition
     assert Fetcher.PartitionRecords is stock
 
