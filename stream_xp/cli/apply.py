@@ -42,27 +42,30 @@ def apply(
     """
     if (file is None) == (archive is None):
         raise click.UsageError("give either FILE or --archive EXPERIMENT")
-    now_ms = time.time_ns() // 1_000_000
     if archive is not None:
         publication = plan_archiving(settings, archive)
+        if not dry_run:
+            publish(settings, publication)
     else:
-        publication = _planned(settings, file or Path(), now_ms)
-    if not dry_run:
-        publish(settings, publication)
+        publication = _applied(settings, file or Path(), dry_run=dry_run)
     _report(publication, dry_run=dry_run, as_json=as_json)
 
 
-def _planned(settings: Settings, file: Path, now_ms: int) -> Publication:
+def _applied(settings: Settings, file: Path, *, dry_run: bool) -> Publication:
+    """Apply a file; a rule that it breaks beside others is told with its line."""
     try:
         found = load_located(file)
         try:
-            return plan_application(settings, found.spec, now_ms=now_ms)
+            publication = plan_application(settings, found.spec, now_ms=time.time_ns() // 1_000_000)
+            if not dry_run:
+                publish(settings, publication)
         except Collides as error:
             raise refused(found, error.found, error.where) from error
     except SpecFaults as error:
         for line in error.lines():
             click.echo(line, err=True)
         raise click.exceptions.Exit(EXIT_CONFIG) from error
+    return publication
 
 
 def _report(publication: Publication, *, dry_run: bool, as_json: bool) -> None:

@@ -68,13 +68,20 @@ class Collides(ConfigError):
 
     Attributes:
         found: all that keeps it from it.
-        where: the topic that the others stand on.
+        where: the topic that the others stand on; and what became of a version that was already written.
     """
 
-    def __init__(self, experiment: str, found: Sequence[Collision], where: str) -> None:
+    def __init__(
+        self, experiment: str, found: Sequence[Collision], where: str, *, withdrawn: int | None = None
+    ) -> None:
         self.found = tuple(found)
         self.where = where
-        super().__init__(f"{experiment}: {'; '.join(one.message for one in found)} ({where})")
+        if withdrawn is not None:
+            self.where += (
+                f", applied at the same time; version {withdrawn} is archived and was shown to nobody, "
+                f"raise `version` to {withdrawn + 1} to apply again"
+            )
+        super().__init__(f"{experiment}: {'; '.join(one.message for one in found)} ({self.where})")
 
 
 class Known(NamedTuple):
@@ -154,21 +161,48 @@ def plan_archiving(settings: Settings, experiment: str) -> Publication:
 def publish(settings: Settings, publication: Publication) -> None:
     """Write what differs; the experiment first, so that the engine knows an epoch before it is drawn from.
 
+    Two people who apply at the same time pass each other's checks, so a new design is held against the topic again
+    once it stands there, before any application hears of it. Whoever writes second finds the other one.
+
     Raises:
+        Collides: another experiment came to the topic meanwhile; this one is archived, and was shown to nobody.
+        ConfigError: another design of the experiment came to the topic first.
         DependencyError: a record was not acknowledged.
     """
-    key = publication.after.spec.experiment.encode()
-    pairs = (
-        ("experiments", publication.before, publication.after),
-        ("config", publication.config_before, publication.config_after),
-    )
-    changed = [(topic, after) for topic, before, after in pairs if after is not None and after != before]
-    if not changed:
-        return
+    before, after = publication.before, publication.after
+    config = publication.config_after
     with TopicWriter(settings) as writer:
-        for topic, record in changed:
-            writer.send(settings.topic(topic), key=key, value=msgspec.json.encode(record))
-            writer.flush()
+        if after != before:
+            _write(settings, writer, "experiments", after)
+            if before is None or before.design_hash != after.design_hash:
+                _stand_by(settings, writer, after)
+        if config is not None and config != publication.config_before:
+            _write(settings, writer, "config", config)
+
+
+def _write(
+    settings: Settings, writer: TopicWriter, topic: str, record: ExperimentRecord | ConfigRecord
+) -> None:
+    spec = record.spec if isinstance(record, ExperimentRecord) else record
+    writer.send(settings.topic(topic), key=spec.experiment.encode(), value=msgspec.json.encode(record))
+    writer.flush()
+
+
+def _stand_by(settings: Settings, writer: TopicWriter, after: ExperimentRecord) -> None:
+    """Hold a design that was written against all that stands there now; take it back if it may not be there."""
+    spec, known = after.spec, known_records(settings)
+    there = known.newest.get(spec.experiment)
+    if there is None or there.design_hash != after.design_hash:
+        held = "none" if there is None else f"another design, version {there.spec.version}"
+        raise ConfigError(
+            f"{spec.experiment}: {settings.topic('experiments')} was written by somebody else at the same time, and "
+            f"{held}, is in force; version {spec.version} was not published to applications"
+        )
+    try:
+        _refuse_collisions(settings, spec, known)
+    except Collides as error:
+        _write(settings, writer, "experiments", archived_record(after))
+        raise Collides(spec.experiment, error.found, error.where, withdrawn=spec.version) from error
 
 
 def published(settings: Settings, experiment: str) -> tuple[ExperimentRecord | None, ConfigRecord | None]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,11 +22,14 @@ from stream_xp.domain.assignment import assigned, slot_of
 from stream_xp.domain.decision import ConfigRecord
 from stream_xp.services.evidence import read_standings
 from stream_xp.services.overlap import OverlapReport
+from stream_xp.services.publish import Collides, known_records, plan_application, publish
+from stream_xp.services.spec_file import load_spec
 from stream_xp.services.worker import WorkerThread
 from stream_xp.settings import Settings
 
 if TYPE_CHECKING:
     from stream_xp.adapters.embedded_broker import EmbeddedBroker
+    from stream_xp.domain.experiment import ExperimentSpec
 
 pytestmark = [pytest.mark.broker, pytest.mark.slow]
 
@@ -201,3 +206,32 @@ def test_the_command_needs_no_worker_and_says_what_it_cannot(
     assert sum(one.units for one in report.experiments) == len(assign(known, range(100)))
     nobody = msgspec.structs.replace(settings, bootstrap="127.0.0.1:1", broker="apache")
     assert run("overlap", nobody).exit_code == 2
+
+
+def test_of_two_who_apply_at_the_same_time_at_most_one_runs(settings: Settings) -> None:
+    """Whichever way it goes: no slot is taken twice, and applications follow nothing that the engine does not."""
+    specs = [taken("same-slots-1"), taken("same-slots-2")]
+    start = threading.Barrier(len(specs))
+
+    def apply(spec: ExperimentSpec) -> str | None:
+        publication = plan_application(settings, spec, now_ms=time.time_ns() // 1_000_000)
+        start.wait(DEADLINE_S)
+        try:
+            publish(settings, publication)
+        except Collides as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor(len(specs)) as pool:
+        refused = dict(zip((spec.experiment for spec in specs), pool.map(apply, specs), strict=True))
+    assert any(refused.values())
+    assert all("raise `version` to 2" in error for error in refused.values() if error)
+    went_on = {name for name, error in refused.items() if error is None}
+    assert {spec.experiment for spec in known_records(settings).running} == went_on
+    with TopicReader(settings, settings.topic("config")) as reader:
+        assert {(record.key or b"").decode() for record in reader.backlog()} == went_on
+
+
+def taken(name: str) -> ExperimentSpec:
+    found = load_spec(EXAMPLES / "button.yaml")
+    return msgspec.structs.replace(found, experiment=name, program=None)

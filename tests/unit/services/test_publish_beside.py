@@ -17,8 +17,9 @@ from stream_xp.domain.experiment import ExperimentRecord, ExperimentSpec, Status
 from stream_xp.domain.publication import archived_record, next_record
 from stream_xp.engine.standing import NOTHING_SAID
 from stream_xp.engine.steering import config_after
+from stream_xp.errors import ConfigError
 from stream_xp.services import publish as module
-from stream_xp.services.publish import Collides, known_records, plan_application
+from stream_xp.services.publish import Collides, known_records, plan_application, publish
 from stream_xp.services.spec_file import load_spec
 from stream_xp.settings import Settings
 
@@ -71,6 +72,35 @@ def topics(monkeypatch: pytest.MonkeyPatch) -> Topics:
     return topics
 
 
+class Writer:
+    """Puts records on the topics; what it wrote is kept by topic."""
+
+    def __init__(self, topics: Topics) -> None:
+        self._topics = topics
+        self.wrote: list[str] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        pass
+
+    def send(self, topic: str, *, key: bytes, value: bytes) -> None:
+        self.wrote.append(f"{topic} {key.decode()}")
+        if topic == "xp.experiments":
+            self._topics.append((key, value))
+
+    def flush(self) -> None:
+        pass
+
+
+@pytest.fixture
+def writer(topics: Topics, monkeypatch: pytest.MonkeyPatch) -> Writer:
+    writer = Writer(topics)
+    monkeypatch.setattr(module, "TopicWriter", lambda _: writer)
+    return writer
+
+
 def refusal(design: ExperimentSpec) -> str | None:
     try:
         plan_application(Settings(), design, now_ms=T)
@@ -93,6 +123,41 @@ def test_slots_that_another_experiment_takes_are_refused_until_it_is_archived(to
     assert refusal(other) is not None
     topics.put(archived_record(record(running.spec, shipped="large")))
     assert refusal(other) is None
+
+
+def test_of_two_who_apply_at_once_whoever_writes_second_takes_it_back(writer: Writer) -> None:
+    one, two = spec("button", **OUTSIDE), spec("button", **OUTSIDE, experiment="other")
+    both = [plan_application(Settings(), design, now_ms=T) for design in (one, two)]
+    publish(Settings(), both[0])
+    with pytest.raises(
+        Collides, match=r"checkout-button takes 0-499 .* version 1 is archived .* to 2 to apply"
+    ):
+        publish(Settings(), both[1])
+    # No application ever heard of the second.
+    assert writer.wrote == [
+        "xp.experiments checkout-button",
+        "xp.config checkout-button",
+        "xp.experiments other",
+        "xp.experiments other",
+    ]
+    known = known_records(Settings())
+    assert [design.experiment for design in known.running] == ["checkout-button"]
+    assert known.newest["other"].status is Status.ARCHIVED
+
+
+def test_of_two_designs_of_one_experiment_the_second_is_not_in_force(writer: Writer) -> None:
+    one = spec("button", **OUTSIDE)
+    both = [
+        plan_application(Settings(), design, now_ms=T)
+        for design in (one, msgspec.structs.replace(one, minimum_runtime="3d"))
+    ]
+    publish(Settings(), both[0])
+    with pytest.raises(
+        ConfigError, match="another design, version 1, is in force; version 1 was not published"
+    ):
+        publish(Settings(), both[1])
+    assert writer.wrote[-1] == "xp.experiments checkout-button"
+    assert known_records(Settings()).newest["checkout-button"].spec == one
 
 
 def test_what_stands_already_is_not_asked_again_and_a_new_version_is(topics: Topics) -> None:
