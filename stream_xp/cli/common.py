@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 EXIT_FAILED: Final = 1
 EXIT_CONFIG: Final = 2
+EXIT_UNKNOWN: Final = 2
+"""Of commands that compare: nobody can say."""
 EXIT_UNWRITTEN: Final = 2
 """Not 1, which for `oracle` and others is an answer."""
 _NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -52,9 +54,10 @@ _SETTING_HELP: Final = {
 class OneLineError(click.ClickException):
     """An error shown as one line on standard error, with an exit code."""
 
-    def __init__(self, error: StreamXpError) -> None:
+    def __init__(self, error: StreamXpError, *, exit_code: int | None = None) -> None:
         super().__init__(str(error))
-        self.exit_code = EXIT_CONFIG if isinstance(error, ConfigError) else EXIT_FAILED
+        usual = EXIT_CONFIG if isinstance(error, ConfigError) else EXIT_FAILED
+        self.exit_code = usual if exit_code is None else exit_code
 
 
 class CommandGroup(click.Group):

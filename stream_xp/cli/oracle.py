@@ -5,18 +5,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from stream_xp.cli.common import EXIT_FAILED, OneLineError, json_option, print_json, with_settings
+from stream_xp.cli.common import (
+    EXIT_FAILED,
+    EXIT_UNKNOWN,
+    OneLineError,
+    json_option,
+    print_json,
+    with_settings,
+)
+from stream_xp.cli.consoles import reading_shown
 from stream_xp.errors import ConfigError, DependencyError
 from stream_xp.services.oracle.service import OracleReport, examine
 
 if TYPE_CHECKING:
-    from stream_xp.services.oracle.reading import ReadStep
     from stream_xp.settings import Settings
-
-EXIT_UNKNOWN = 2
 
 
 @click.command()
@@ -41,13 +44,12 @@ def oracle(settings: Settings, *, as_json: bool) -> None:
       stream-xp oracle --bootstrap kafka-1:9092 --prefix staging.xp. --json
     """
     try:
-        report = _examine_with_progress(settings)
+        with reading_shown() as show:
+            report = examine(settings, progress=show)
     except (DependencyError, ConfigError) as error:
         if as_json:
             print_json({"equal": None, "reason": str(error)})
-        refusal = OneLineError(error)
-        refusal.exit_code = EXIT_UNKNOWN
-        raise refusal from error
+        raise OneLineError(error, exit_code=EXIT_UNKNOWN) from error
     if as_json:
         print_json(report)
     else:
@@ -61,18 +63,6 @@ def exit_code(report: OracleReport) -> int:
     if any(not difference.unsure for difference in report.differences):
         return EXIT_FAILED
     return 0 if report.equal else EXIT_UNKNOWN
-
-
-def _examine_with_progress(settings: Settings) -> OracleReport:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as display:
-        task = display.add_task("reading", total=None)
-
-        def show(step: ReadStep) -> None:
-            name = f"{step.topic}[{step.partition}]"
-            display.update(task, description=name, completed=step.done, total=step.total)
-
-        return examine(settings, progress=show)
 
 
 def _print(report: OracleReport, prefix: str) -> None:

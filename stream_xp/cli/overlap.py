@@ -2,35 +2,33 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
 from stream_xp.cli.common import (
     EXIT_FAILED,
+    EXIT_UNKNOWN,
     OneLineError,
     examples,
     json_option,
     print_json,
     with_settings,
 )
+from stream_xp.cli.consoles import reading_shown, table_console
 from stream_xp.domain.layers import listed, slot_range
 from stream_xp.errors import ConfigError, DependencyError
 from stream_xp.services.overlap import OverlapReport, overlaps
 from stream_xp.services.overlap.service import ALPHA
 
 if TYPE_CHECKING:
-    from stream_xp.services.oracle.reading import ReadStep
     from stream_xp.services.overlap.report import ArmsInteraction, ExperimentUnits, Pair
     from stream_xp.settings import Settings
 
-EXIT_UNKNOWN: Final = 2
 PIPE_WIDTH: Final = 160
 
 
@@ -66,34 +64,16 @@ def overlap(settings: Settings, *, alpha: float, as_json: bool) -> None:
     other that may not, or an interaction is proven that one of the files calls decisive; 2 if nobody can say.
     """
     try:
-        report = _with_progress(settings, alpha)
+        with reading_shown() as show:
+            report = overlaps(settings, alpha=alpha, progress=show)
     except (DependencyError, ConfigError) as error:
-        refusal = OneLineError(error)
-        refusal.exit_code = EXIT_UNKNOWN
-        raise refusal from error
+        raise OneLineError(error, exit_code=EXIT_UNKNOWN) from error
     if as_json:
         print_json(report)
     else:
-        _print(report)
+        write(report, table_console(PIPE_WIDTH))
     if not report.clean:
         raise click.exceptions.Exit(EXIT_FAILED)
-
-
-def _with_progress(settings: Settings, alpha: float) -> OverlapReport:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as display:
-        task = display.add_task("reading", total=None)
-
-        def show(step: ReadStep) -> None:
-            name = f"{step.topic}[{step.partition}]"
-            display.update(task, description=name, completed=step.done, total=step.total)
-
-        return overlaps(settings, alpha=alpha, progress=show)
-
-
-def _print(report: OverlapReport) -> None:
-    # A file or a pipe has no width; lines that are cut off would lose numbers.
-    write(report, Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH))
 
 
 def write(report: OverlapReport, console: Console) -> None:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 import msgspec
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from stream_xp.cli.common import examples, with_settings
+from stream_xp.cli.consoles import table_console
 from stream_xp.errors import ConfigError
 from stream_xp.services.plan import (
     Aim,
@@ -32,8 +31,6 @@ if TYPE_CHECKING:
     from stream_xp.services.plan import ExperimentPlan, PlannedTest
     from stream_xp.services.plan.report import Samples
     from stream_xp.settings import Settings
-
-PIPE_WIDTH = 120
 
 
 @click.command(
@@ -154,8 +151,7 @@ def _write_json(found: ExperimentPlan, file: Path, *, to_stdout: bool) -> None:
 
 
 def _print(spec: ExperimentSpec, found: ExperimentPlan) -> None:
-    # A file or a pipe has no width; lines that are cut off would lose numbers.
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
+    console = table_console()
     console.print(Text(_head(spec, found)))
     if found.tests:
         console.print(_table(found))

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console, Group
+from rich.console import Group
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
 from stream_xp.cli.common import examples, json_option, print_json, with_settings
+from stream_xp.cli.consoles import table_console
 from stream_xp.domain.decision import MonitorState
 from stream_xp.services.evidence import Standing, read_standings
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from stream_xp.domain.statistics import Outcomes
     from stream_xp.settings import Settings
 
-PIPE_WIDTH = 120
 _MONITOR_STYLES = {MonitorState.WARNING: "yellow", MonitorState.INVALID: "bold red"}
 _ACTION_STYLES = {"stop": "bold red", "ship": "bold green", "hold": "yellow"}
 
@@ -45,8 +44,7 @@ def status(settings: Settings, *, experiment: str | None, as_json: bool) -> None
     if as_json:
         print_json(standings)
     elif standings:
-        # A file or a pipe has no width; lines that are cut off would lose numbers.
-        console = Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
+        console = table_console()
         for standing in standings:
             console.print(_panel(standing))
     else:

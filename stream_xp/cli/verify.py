@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Final
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
 from stream_xp.cli.common import (
     EXIT_FAILED,
+    EXIT_UNKNOWN,
     OneLineError,
     examples,
     json_option,
     print_json,
     with_settings,
 )
+from stream_xp.cli.consoles import reading_shown, table_console
 from stream_xp.errors import ConfigError, DependencyError
 from stream_xp.services.verify.service import Verdict, Verification
 from stream_xp.services.verify.service import verify as derive
 
 if TYPE_CHECKING:
-    from stream_xp.services.oracle.reading import ReadStep
     from stream_xp.services.verify.compare import Line
     from stream_xp.settings import Settings
 
-EXIT_UNKNOWN: Final = 2
 PIPE_WIDTH: Final = 160
 _DECISIVE: Final = ("signal ", "code version", "watermark", "design_hash", "statistics_hash", "runtime_ms")
 _EVIDENCE: Final = (" log_e", " lower", " upper")
@@ -63,13 +60,12 @@ def verify(settings: Settings, *, signal_id: str, as_json: bool) -> None:
     A signal names the settings it was made under; the options for them are only used where it names none.
     """
     try:
-        found = _verify_with_progress(settings, signal_id)
+        with reading_shown() as show:
+            found = derive(settings, signal_id, progress=show)
     except (DependencyError, ConfigError) as error:
         if as_json:
             print_json({"verdict": Verdict.UNKNOWN, "reason": str(error)})
-        refusal = OneLineError(error)
-        refusal.exit_code = EXIT_UNKNOWN
-        raise refusal from error
+        raise OneLineError(error, exit_code=EXIT_UNKNOWN) from error
     if as_json:
         print_json(found[0] if len(found) == 1 else found)
     else:
@@ -87,20 +83,8 @@ def exit_code(found: list[Verification]) -> int:
     return EXIT_UNKNOWN if Verdict.UNKNOWN in verdicts else 0
 
 
-def _verify_with_progress(settings: Settings, signal_id: str) -> list[Verification]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as display:
-        task = display.add_task("reading", total=None)
-
-        def show(step: ReadStep) -> None:
-            name = f"{step.topic}[{step.partition}]"
-            display.update(task, description=name, completed=step.done, total=step.total)
-
-        return derive(settings, signal_id, progress=show)
-
-
 def _print(one: Verification) -> None:
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
+    console = table_console(PIPE_WIDTH)
     if one.lines:
         console.print(_table(one))
     for note in one.notes:
