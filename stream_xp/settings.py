@@ -310,6 +310,13 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         """From when a weight epoch is written until it begins: by then every worker knows it, by whatever clock."""
         return self.activation_delay_ms + self.clocks_apart_ms
 
+    def missing_topic(self, topic: str) -> ConfigError:
+        """Return the error that says that a topic, by its full name, does not exist."""
+        return ConfigError(
+            f"topic {topic} does not exist at {self.bootstrap}{self.account_note()}; "
+            "`stream-xp topics create` makes it, --prefix chooses another"
+        )
+
     def account_note(self) -> str:
         """Return what a broker that shows a topic only to some accounts adds to "does not exist"."""
         name = self.security.sasl_username

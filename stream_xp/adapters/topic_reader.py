@@ -42,6 +42,19 @@ class TopicRecord(NamedTuple):
     value: bytes | None
     headers: tuple[tuple[str, bytes | None], ...]
 
+    @classmethod
+    def of(cls, record: Any) -> TopicRecord:
+        """A `ConsumerRecord` of kafka-python."""
+        return cls(
+            topic=record.topic,
+            partition=record.partition,
+            offset=record.offset,
+            log_time_ms=record.timestamp,
+            key=record.key,
+            value=record.value,
+            headers=tuple(record.headers or ()),
+        )
+
     @property
     def place(self) -> str:
         """Where the record stands, for messages."""
@@ -139,10 +152,7 @@ class TopicReader:
     def _require_topic(self) -> None:
         # On the embedded broker a topic appears with its first record.
         if not self._partitions and self._settings.broker != "embedded":
-            raise ConfigError(
-                f"topic {self._topic} does not exist at {self._settings.bootstrap}{self._settings.account_note()}; "
-                "`stream-xp topics create` makes it, --prefix chooses another"
-            )
+            raise self._settings.missing_topic(self._topic)
 
     def _await_topic(self) -> None:
         time.sleep(POLL_MS / 1_000)
@@ -183,15 +193,7 @@ class TopicReader:
     def _poll(self) -> Iterator[TopicRecord]:
         for records in self._consumer.poll(POLL_MS).values():
             for record in records:
-                yield TopicRecord(
-                    topic=record.topic,
-                    partition=record.partition,
-                    offset=record.offset,
-                    log_time_ms=record.timestamp,
-                    key=record.key,
-                    value=record.value,
-                    headers=tuple(record.headers or ()),
-                )
+                yield TopicRecord.of(record)
 
     def _failure(self, error: KafkaError) -> DependencyError:
         return DependencyError(f"reading {self._topic} at {self._settings.bootstrap} failed: {error}")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from kafka import KafkaProducer
 from kafka.errors import KafkaError
 
-from stream_xp.errors import ConfigError, DependencyError
+from stream_xp.errors import DependencyError
 from stream_xp.link import check_link, hint
 
 if TYPE_CHECKING:
@@ -57,10 +57,7 @@ class TopicWriter:
             return len(self._producer.partitions_for(topic))
         except (KafkaError, TypeError) as error:
             # A topic that exists is known within a request; only a missing one is waited for to the end.
-            raise ConfigError(
-                f"topic {topic} does not exist at {self._settings.bootstrap}{self._settings.account_note()}; "
-                "`stream-xp topics create` makes it, --prefix chooses another"
-            ) from error
+            raise self._settings.missing_topic(topic) from error
 
     def send(self, topic: str, *, key: bytes, value: bytes | None) -> None:
         """Queue a record; the partition follows from the key as with every Kafka client's default."""

@@ -11,7 +11,7 @@ from kafka import TopicPartition
 from kafka.errors import KafkaError
 
 from stream_xp.adapters.topic_reader import TopicRecord, open_consumer
-from stream_xp.errors import ConfigError, DependencyError
+from stream_xp.errors import DependencyError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -149,10 +149,7 @@ class Follower:
             numbers = sorted(consumer.partitions_for_topic(topic) or ())
             # On the embedded broker a topic appears with its first record.
             if not numbers and self._settings.broker != "embedded":
-                raise ConfigError(
-                    f"topic {topic} does not exist at {self._settings.bootstrap}{self._settings.account_note()}; "
-                    "`stream-xp topics create` makes it, --prefix chooses another"
-                )
+                raise self._settings.missing_topic(topic)
             partitions += [TopicPartition(topic, number) for number in numbers]
         if partitions:
             consumer.assign(partitions)
@@ -168,18 +165,7 @@ class Follower:
             self.progress_ms = self._clock.now_ms()
         for partition, records in batches.items():
             for record in records:
-                self._take(
-                    self._names[partition.topic],
-                    TopicRecord(
-                        topic=record.topic,
-                        partition=record.partition,
-                        offset=record.offset,
-                        log_time_ms=record.timestamp,
-                        key=record.key,
-                        value=record.value,
-                        headers=tuple(record.headers or ()),
-                    ),
-                )
+                self._take(self._names[partition.topic], TopicRecord.of(record))
                 self._positions[partition] = record.offset + 1
                 self.records += 1
 
