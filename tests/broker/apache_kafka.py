@@ -77,6 +77,7 @@ def _in_docker() -> Iterator[Broker]:
     try:
         container.start()
     except Exception as error:
+        # Of Docker, of its HTTP client or of testcontainers, which name no common kind: then the next way is tried.
         raise Unavailable(f"Docker does not run {DOCKER_IMAGE}: {error}") from error
     try:
         yield Broker(container.get_bootstrap_server(), f"Apache Kafka in Docker ({DOCKER_IMAGE})")
@@ -95,7 +96,7 @@ def _docker_answers() -> bool:
         return False
     try:
         return bool(client.ping())
-    except Exception:
+    except (docker.errors.DockerException, OSError):  # the latter is what its HTTP client raises
         return False
     finally:
         client.close()

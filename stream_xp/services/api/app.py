@@ -103,6 +103,7 @@ class _Refusing:
         except HTTPException as error:
             await self._answer(_of_router(error), scope, send)
         except Exception:
+            # Whatever it is, one request fails and is logged; the gates of all others go on.
             log.exception("request failed", path=scope["path"][:200])
             await self._answer(Refused(500, "error", "a fault of this service"), scope, send)
 

@@ -41,6 +41,7 @@ class Chunk:
             try:
                 outcome = self.case.simulate(self._generator(), self.paths, self.n)
             except Exception as error:
+                # Nothing is handled: a fault of any kind, in another process, is raised with where it arose.
                 error.add_note(f"in the calibration of {self.case.name}, chunk {self.number}")
                 raise
         counted = np.ones(self.paths, np.bool_) if outcome.counted is None else outcome.counted

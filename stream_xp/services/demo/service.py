@@ -226,4 +226,5 @@ def _errors_of_worker() -> Iterator[None]:
     except StreamXpError:
         raise
     except Exception as error:
+        # Anything can end a worker, Faust's own faults too; whoever runs the demo is told in one line.
         raise DependencyError(f"the worker failed: {error!r}") from error

@@ -73,7 +73,7 @@ class Node:
             topics = [SimpleNamespace(name=name, partitions=len(held)) for name, held in self.world.topics()]
             self.worker = SteppedWorker(self.world.settings, clock=self.clock, topics=topics)  # type: ignore[arg-type]
             await worker_module.run(self.worker)
-        except Exception as error:
+        except Exception as error:  # however a worker ends, the schedule judges it
             self.error = error
         if self.alive:
             self.world.ended(self)

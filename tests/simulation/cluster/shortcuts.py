@@ -58,7 +58,7 @@ class Memo:
     def _outcome(self, args: tuple[Any, ...]) -> tuple[Any, Exception | None]:
         try:
             return self._function(*args), None
-        except Exception as error:
+        except Exception as error:  # whatever the function raises is kept, and raised each time
             return None, error
 
 
