@@ -88,7 +88,7 @@ audit: ## Compare the locked packages with the known vulnerabilities (needs the 
 
 lock: ## Resolve the dependencies again and write the locks (needs uv)
 	$(COMPILE) --upgrade $(EXTRAS) --output-file requirements.lock pyproject.toml
-	$(COMPILE) --upgrade --output-file deploy/requirements.lock pyproject.toml
+	$(COMPILE) --upgrade --extra otel --output-file deploy/requirements.lock pyproject.toml
 
 clean: ## Remove .venv, caches and build output
 	rm -rf $(VENV) .cache .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 from typing import Any
 
 import click
@@ -227,6 +228,33 @@ def test_the_image_runs_as_the_chart_says() -> None:
     assert chart_environments()["stream-xp-notify"]["STREAM_XP_HEALTH_FILE"] == "/tmp/stream-xp-health"
     for name in ("worker", "notify"):
         assert compose_environments()[name]["STREAM_XP_HEALTH_FILE"] == "/tmp/stream-xp-health"
+
+
+# --- what is in the image -------------------------------------------------------------------------------------------
+
+
+def pins(lock: str) -> dict[str, str]:
+    """Version of each package that a lock names."""
+    return dict(re.findall(r"^([a-z0-9._-]+)==([^ ;]+)", (ROOT / lock).read_text(), re.MULTILINE))
+
+
+def names(requirements: list[str]) -> set[str]:
+    return {re.match(r"[A-Za-z0-9._-]+", one)[0].lower() for one in requirements}
+
+
+def test_the_image_holds_what_the_program_and_its_traces_need_at_the_versions_that_are_tested() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    image, tested = pins("deploy/requirements.lock"), pins("requirements.lock")
+    assert names(project["dependencies"]) | names(extras["otel"]) <= image.keys()
+    assert not (names(extras["dev"]) | names(extras["embedded"])) & image.keys()
+    assert image.items() <= tested.items()
+    text = (DEPLOY / "Dockerfile").read_text()
+    assert "--require-hashes -r deploy/requirements.lock" in text
+    (made,) = re.findall(
+        r"^\t\$\(COMPILE\) .*deploy/requirements.lock.*$", (ROOT / "Makefile").read_text(), re.MULTILINE
+    )
+    assert re.findall(r"--extra (\S+)", made) == ["otel"]
 
 
 # --- notify ------------------------------------------------------------------------------------------------------
