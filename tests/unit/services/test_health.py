@@ -15,10 +15,9 @@ from click.testing import CliRunner
 from stream_xp.adapters import health_file
 from stream_xp.cli import main
 from stream_xp.errors import ConfigError
-from stream_xp.services import ingest as ingest_module
 from stream_xp.services.worker import Worker
 from stream_xp.settings import Settings
-from tests.unit.services.test_ingest import Log, Parts, T, exposures
+from tests.unit.services.ingest_world import Log, Parts, T, exposures
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,8 +26,7 @@ if TYPE_CHECKING:
 @pytest.fixture
 def log(monkeypatch: pytest.MonkeyPatch) -> Log:
     log = Log()
-    monkeypatch.setattr(ingest_module, "read_all", log.read_all)
-    monkeypatch.setattr(ingest_module, "log_starts", log.log_starts)
+    log.serve(monkeypatch)
     return log
 
 

@@ -15,7 +15,6 @@ import pytest
 from stream_xp.domain.telemetry import Telemetry
 from stream_xp.domain.tracing import NO_SPAN, SPANS, Attributes, Span, SpanName, Tracer
 from stream_xp.errors import ConfigError
-from stream_xp.services import ingest as ingest_module
 from stream_xp.services.decide.look import Watched
 from stream_xp.services.decide.spans import about_evaluation
 from stream_xp.services.tracing import tracer_of
@@ -23,7 +22,7 @@ from stream_xp.services.worker import Worker
 from stream_xp.settings import Settings
 from tests.unit.services.decide_world import EVEN, MISMATCH, Specs, look, stage, statistics
 from tests.unit.services.decide_world import Log as DecideLog
-from tests.unit.services.test_ingest import Log, Parts, exposures
+from tests.unit.services.ingest_world import Log, Parts, exposures
 
 
 class Noted(Span):
@@ -83,8 +82,7 @@ def told(parts: Parts) -> Told:
 @pytest.fixture
 def log(monkeypatch: pytest.MonkeyPatch) -> Log:
     log = Log()
-    monkeypatch.setattr(ingest_module, "read_all", log.read_all)
-    monkeypatch.setattr(ingest_module, "log_starts", log.log_starts)
+    log.serve(monkeypatch)
     return log
 
 

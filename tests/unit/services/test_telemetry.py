@@ -18,12 +18,11 @@ from stream_xp.domain.metric_defs import DecisionState
 from stream_xp.domain.telemetry import BlockReport, ExperimentReport, PartitionReport, Telemetry
 from stream_xp.engine.columns import Block, exposure_columns, reward_columns
 from stream_xp.engine.registry import Entry, Registry
-from stream_xp.services import ingest as ingest_module
 from stream_xp.services.block_report import SAMPLE, block_report
 from stream_xp.settings import ROLES
 from tests.unit.services.decide_world import EVEN, MISMATCH, Specs, block, look, spec, stage, statistics
 from tests.unit.services.decide_world import Log as DecideLog
-from tests.unit.services.test_ingest import Log, Parts, T, exposures
+from tests.unit.services.ingest_world import Log, Parts, T, exposures
 
 
 class Listener(Telemetry):
@@ -66,8 +65,7 @@ class Listener(Telemetry):
 @pytest.fixture
 def log(monkeypatch: pytest.MonkeyPatch) -> Log:
     log = Log()
-    monkeypatch.setattr(ingest_module, "read_all", log.read_all)
-    monkeypatch.setattr(ingest_module, "log_starts", log.log_starts)
+    log.serve(monkeypatch)
     return log
 
 
