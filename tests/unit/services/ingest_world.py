@@ -22,11 +22,7 @@ from stream_xp.services.ingest import Ingest
 from stream_xp.settings import Settings
 
 LATENESS_MS = 1_000
-
-
 T = 1_000_000
-
-
 SPEC = msgspec.convert(
     {
         "experiment": "exp",

@@ -36,11 +36,7 @@ if TYPE_CHECKING:
 
 
 T = 1_750_000_000_000
-
-
 SETTINGS = Settings(allowed_lateness_ms=1_000, activation_delay_ms=100, idle_grace_ms=500, partitions=2)
-
-
 SPEC = msgspec.convert(
     {
         "experiment": "exp",
@@ -242,8 +238,6 @@ def only(found: list[Verification]) -> Verification:
 
 
 CONTEXTS = ("ios", "web")
-
-
 GUARDRAIL = {
     "key": "errors",
     "kind": "conversion",
