@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from stream_xp.domain.experiment import ExperimentSpec
 from stream_xp.domain.fields import duration_ms
 from stream_xp.errors import ConfigError
-from stream_xp.services import spec_file
-from stream_xp.services.spec_file import MAX_FILE_BYTES, SpecFault, SpecFaults, load_spec, parse_spec
+from stream_xp.services.spec_file import MAX_FILE_BYTES, SpecFault, SpecFaults, load_spec, parse_spec, scalars
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -177,7 +176,7 @@ def test_a_file_is_read(tmp_path: Path) -> None:
 
 
 def test_a_constraint_the_walk_does_not_know_is_still_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spec_file, "_in_range", lambda number, kind: number)
+    monkeypatch.setattr(scalars, "_in_range", lambda number, kind: number)
     found = faults_of(edited("planned_sample: 20_000", "planned_sample: 1"))
     assert [(fault.line, fault.message) for fault in found] == [(1, "Expected `int` >= 100")]
 
