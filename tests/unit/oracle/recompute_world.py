@@ -18,12 +18,7 @@ from stream_xp.domain.experiment import (
     Status,
     WeightEpoch,
 )
-from stream_xp.services.oracle.recompute import (
-    LoggedRecord,
-    LoggedSpec,
-    Recomputed,
-    recompute,
-)
+from stream_xp.services.oracle.recompute import LoggedRecord, LoggedSpec, Recomputed, recompute
 
 L = 1_000
 D = 500

@@ -6,17 +6,10 @@ import json
 
 import pytest
 
-from stream_xp.domain.experiment import (
-    Status,
-)
+from stream_xp.domain.experiment import Status
 from stream_xp.domain.statistics import ExperimentStatistics
 from stream_xp.errors import Reason
-from stream_xp.services.oracle.recompute import (
-    EXPOSURES,
-    REWARDS,
-    Fate,
-    LoggedSpec,
-)
+from stream_xp.services.oracle.recompute import EXPOSURES, REWARDS, Fate, LoggedSpec
 from tests.unit.oracle.recompute_world import Case, D, L, T, moments, published, spec
 
 

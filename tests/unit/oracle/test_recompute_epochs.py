@@ -5,14 +5,9 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from stream_xp.domain.experiment import (
-    Status,
-)
+from stream_xp.domain.experiment import Status
 from stream_xp.errors import Reason
-from stream_xp.services.oracle.recompute import (
-    EXPOSURES,
-    LoggedSpec,
-)
+from stream_xp.services.oracle.recompute import EXPOSURES, LoggedSpec
 from tests.unit.oracle.recompute_world import Case, D, T, moments, published, spec, units
 
 

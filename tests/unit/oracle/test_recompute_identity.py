@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from stream_xp.services.oracle.recompute import (
-    Fate,
-)
+from stream_xp.services.oracle.recompute import Fate
 from tests.unit.oracle.recompute_world import WINDOW, Case, L, T, metric, moments, published, spec, units
 
 

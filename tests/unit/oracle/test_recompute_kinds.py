@@ -7,18 +7,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from stream_xp.domain.experiment import (
-    Adjustment,
-    Aggregation,
-    Covariate,
-    Denominator,
-)
+from stream_xp.domain.experiment import Adjustment, Aggregation, Covariate, Denominator
 from stream_xp.errors import Reason
-from stream_xp.services.oracle.recompute import (
-    REWARDS,
-    Recomputed,
-    histogram_bin,
-)
+from stream_xp.services.oracle.recompute import REWARDS, Recomputed, histogram_bin
 from tests.unit.oracle.recompute_world import (
     WINDOW,
     Case,

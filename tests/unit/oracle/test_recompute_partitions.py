@@ -6,12 +6,7 @@ import random
 
 import pytest
 
-from stream_xp.domain.experiment import (
-    Adjustment,
-    Aggregation,
-    Covariate,
-    Denominator,
-)
+from stream_xp.domain.experiment import Adjustment, Aggregation, Covariate, Denominator
 from stream_xp.domain.statistics import merge
 from tests.unit.oracle.recompute_world import Case, T, count, latency, mean, metric, published, ratio, spec
 

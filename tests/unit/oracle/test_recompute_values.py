@@ -6,15 +6,9 @@ import math
 
 import pytest
 
-from stream_xp.domain.experiment import (
-    Aggregation,
-    Metric,
-)
+from stream_xp.domain.experiment import Aggregation, Metric
 from stream_xp.errors import Reason
-from stream_xp.services.oracle.recompute import (
-    REWARDS,
-    Fate,
-)
+from stream_xp.services.oracle.recompute import REWARDS, Fate
 from tests.unit.oracle.recompute_world import Case, T, mean, metric, moments, published, spec
 
 

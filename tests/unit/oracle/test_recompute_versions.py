@@ -7,15 +7,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from stream_xp.domain.experiment import (
-    Arm,
-    ExperimentSpec,
-    Role,
-)
-from stream_xp.services.oracle.recompute import (
-    Fate,
-    LoggedSpec,
-)
+from stream_xp.domain.experiment import Arm, ExperimentSpec, Role
+from stream_xp.services.oracle.recompute import Fate, LoggedSpec
 from tests.unit.oracle.recompute_world import Case, D, T, metric, moments, published, spec, units
 
 OTHER_ARMS = (Arm(key="x", weight=0.5, control=True), Arm(key="y", weight=0.5))

@@ -7,9 +7,7 @@ from functools import partial
 import pytest
 
 from stream_xp.errors import ConfigError
-from stream_xp.services.scenarios.measures import (
-    check_claims,
-)
+from stream_xp.services.scenarios.measures import check_claims
 from stream_xp.services.scenarios.scenario import load_scenario
 from tests.unit.services.scenarios_world import MEAN, experiment, write_and_load
 

@@ -12,11 +12,7 @@ import yaml
 from click.testing import CliRunner
 
 from stream_xp.cli import main
-from stream_xp.services.scenarios.measures import (
-    Measure,
-    check_claims,
-    summary,
-)
+from stream_xp.services.scenarios.measures import Measure, check_claims, summary
 from stream_xp.services.scenarios.report import (
     WORDS,
     _value,

@@ -10,14 +10,7 @@ import numpy as np
 import pytest
 
 from stream_xp.domain.decision import Action
-from stream_xp.services.scenarios.measures import (
-    _NOTHING,
-    Measure,
-    _holds,
-    _quantile,
-    _rate,
-    summary,
-)
+from stream_xp.services.scenarios.measures import _NOTHING, Measure, _holds, _quantile, _rate, summary
 from stream_xp.services.scenarios.naive import rejected
 from stream_xp.services.scenarios.world import HOUR_MS
 from tests.unit.services.scenarios_world import MEAN, experiment, write_and_load

@@ -10,9 +10,7 @@ import pytest
 
 from stream_xp.domain.decision import Action
 from stream_xp.services.scenarios import harness
-from stream_xp.services.scenarios.measures import (
-    summary,
-)
+from stream_xp.services.scenarios.measures import summary
 from stream_xp.services.scenarios.runs import Chunk, _Simulation
 from stream_xp.services.scenarios.world import HOUR_MS
 from tests.unit.services.scenarios_world import HARMLESS, experiment, write_and_load
