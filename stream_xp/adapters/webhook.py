@@ -11,10 +11,12 @@ import binascii
 import contextlib
 import datetime as dt
 import email.utils
+import errno
 import hashlib
 import hmac
 import http.client
 import ipaddress
+import queue
 import re
 import socket
 import ssl
@@ -32,7 +34,9 @@ if TYPE_CHECKING:
     from stream_xp.settings import Secret
 
 TIMEOUT_S: Final = 5.0
-"""From connecting to the end of the answer; looking a name up comes before it."""
+"""From connecting to the end of the answer."""
+LOOKUP_S: Final = 5.0
+"""For looking a name up, which comes before it."""
 MAX_ANSWER_BYTES: Final = 65_536
 MAX_ADDRESSES: Final = 4
 """Addresses of a name that are tried, within the time of one attempt."""
@@ -49,7 +53,22 @@ _PRIVATE: Final[tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]] = (
     *(ipaddress.IPv4Network(one) for one in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "127.0.0.0/8")),
     *(ipaddress.IPv6Network(one) for one in ("fc00::/7", "::1/128")),
 )
-_HOST: Final = re.compile(r"[a-z0-9]([a-z0-9._-]{0,251}[a-z0-9])?|[0-9a-f:.]{2,45}")
+_OF_CLOUDS: Final = frozenset(
+    ipaddress.ip_address(one)
+    for one in (
+        "168.63.129.16",
+        "fd00:42::42",
+        "fd00:c1::a9fe:a9fe",
+        "fd00:ec2::23",
+        "fd00:ec2::254",
+        "fd20:ce::254",
+    )
+)
+"""Where clouds keep credentials beside link-local addresses: of Azure's host, which looks public, and those in private
+networks of Scaleway, Oracle, Amazon (tasks and machines) and Google."""
+_NAME: Final = re.compile(
+    r"(?=.{1,253}\Z)[a-z0-9]([a-z0-9_-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9_-]{0,61}[a-z0-9])?)*"
+)
 _PATH: Final = re.compile(r"[!-~]*")
 
 
@@ -96,7 +115,7 @@ def endpoint(url: str) -> Endpoint:
         raise ConfigError("must hold no user name and no password")
     if parts.fragment:
         raise ConfigError("must have no fragment")
-    if _HOST.fullmatch(host) is None or _PATH.fullmatch(url) is None:
+    if not _is_host(host) or _PATH.fullmatch(url) is None:
         raise ConfigError(
             "must have a plain host and printable ASCII alone (write a name with others as xn--...)"
         )
@@ -105,6 +124,16 @@ def endpoint(url: str) -> Endpoint:
     tls = parts.scheme == "https"
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     return Endpoint(tls, host, port or (443 if tls else 80), path)
+
+
+def _is_host(host: str) -> bool:
+    """Whether it is a name that can be looked up, or an address of IPv6."""
+    if ":" not in host:
+        return _NAME.fullmatch(host) is not None
+    try:
+        return "%" not in host and bool(ipaddress.IPv6Address(host))
+    except ValueError:
+        return False
 
 
 class Refused(DependencyError):
@@ -176,12 +205,14 @@ def signed_headers(
 def may_connect(address: str, *, allow_private: bool) -> bool:
     """Whether an address may be connected to.
 
-    Public ones may; private ones and loopback where that is allowed. Link-local ones (where clouds keep credentials),
-    multicast and reserved ones never, nor what embeds one of them in an address of IPv6.
+    Public ones may; private ones and loopback where that is allowed. Those where clouds keep credentials (link-local
+    ones, and a few others), multicast and reserved ones never, nor what embeds one of them in an address of IPv6.
     """
     try:
         found = _embedded(ipaddress.ip_address(address.partition("%")[0]))
     except ValueError:
+        return False
+    if found in _OF_CLOUDS:
         return False
     if any(found in network for network in _PRIVATE if network.version == found.version):
         return allow_private
@@ -224,7 +255,8 @@ class Sender:
         allow_private: whether it may be in a private network or on this machine.
         ca_file: PEM file with the authorities to believe instead of the system's.
         resolve: gives the addresses of a name.
-        timeout_s: of an attempt.
+        timeout_s: from connecting to the end of the answer.
+        lookup_s: of looking the name up.
 
     Raises:
         ConfigError: `ca_file` cannot be read.
@@ -238,11 +270,13 @@ class Sender:
         ca_file: str | None = None,
         resolve: Resolve = resolve,
         timeout_s: float = TIMEOUT_S,
+        lookup_s: float = LOOKUP_S,
     ) -> None:
         self.where = where
         self._allow_private = allow_private
         self._resolve = resolve
         self._timeout_s = timeout_s
+        self._lookup_s = lookup_s
         self._context = _context(ca_file) if where.tls else None
 
     def post(self, body: bytes, headers: Mapping[str, str], *, now: dt.datetime) -> Answer:
@@ -264,7 +298,7 @@ class Sender:
                 answer = Answer(response.status, _retry_after_s(response.getheader("Retry-After"), now))
                 # What follows is read so that the other side sees no broken connection; the status stands already.
                 with contextlib.suppress(OSError, http.client.HTTPException):
-                    response.read(MAX_ANSWER_BYTES)
+                    _read_away(response)
                 return answer
         except (OSError, http.client.HTTPException) as error:
             raise DependencyError(f"{self.where.host_header}: {_why(error)}") from None
@@ -278,12 +312,33 @@ class Sender:
         return {**headers, **own}
 
     def _addresses(self) -> Sequence[str]:
-        found = self._resolve(self.where.host, self.where.port)
+        found = self._looked_up()
         for address in found:
             if not may_connect(address, allow_private=self._allow_private):
                 kind = "of a kind that is never connected to" if self._allow_private else "not public"
                 raise Refused(f"{self.where.host_header} stands for {address}, which is {kind}")
         return found
+
+    def _looked_up(self) -> Sequence[str]:
+        """What the name stands for; in a thread, since there is no other way to leave a name server that is silent."""
+        answers: queue.SimpleQueue[Sequence[str] | Exception] = queue.SimpleQueue()
+
+        def look_up() -> None:
+            try:
+                answers.put(self._resolve(self.where.host, self.where.port))
+            except Exception as error:  # noqa: BLE001 (it is raised below)
+                answers.put(error)
+
+        threading.Thread(target=look_up, name="stream-xp-lookup", daemon=True).start()
+        try:
+            answer = answers.get(timeout=self._lookup_s)
+        except queue.Empty:
+            raise DependencyError(f"{self.where.host_header}: its name was not found in time") from None
+        if isinstance(answer, UnicodeError):
+            raise OSError(errno.EINVAL, "its name cannot be looked up") from answer
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
     @contextlib.contextmanager
     def _connected(self) -> Iterator[http.client.HTTPConnection]:
@@ -306,6 +361,13 @@ class Sender:
                 yield connection
             except (OSError, http.client.HTTPException) as error:
                 raise (TimeoutError("timed out") if deadline.over else error) from None
+
+
+def _read_away(response: http.client.HTTPResponse) -> None:
+    """Read what follows to its bound, a piece at a time: `read` believes the size that a chunk claims, also below 0."""
+    left = MAX_ANSWER_BYTES
+    while left > 0 and (piece := response.read1(left)):
+        left -= len(piece)
 
 
 class _Deadline:

@@ -81,8 +81,23 @@ def test_prose_calls_nobody_and_makes_no_link() -> None:
     )
     assert "<" not in text
     assert "\n" not in text
-    assert "&lt;!channel&gt; &lt;https://evil.example|login&gt; @\u200ball &amp; me@example.com" in text
+    assert "&lt;!channel&gt; &lt;https:\u200b//evil.example|login&gt; @\u200ball &amp; me@example.com" in text
     assert "@\u200bhere" in text
+
+
+@pytest.mark.parametrize(
+    ("reason", "shown"),
+    [
+        ("see https://evil.example/login", "see https:\u200b//evil.example/login"),
+        ("see HTTP://evil.example", "see HTTP:\u200b//evil.example"),
+        ("see www.evil.example", "see www\u200b.evil.example"),
+        ("[the memo](//evil.example)", "[the memo]\u200b(//evil.example)"),
+        ("ratio 1:2, a/b, awww. [x] (y)", "ratio 1:2, a/b, awww. [x] (y)"),
+    ],
+)
+def test_an_address_in_prose_is_no_link(reason: str, shown: str) -> None:
+    """Chats make links of bare addresses too, and some of Markdown."""
+    assert text_of(order(reason=reason)).endswith(f": {shown}")
 
 
 def test_a_line_is_bounded() -> None:

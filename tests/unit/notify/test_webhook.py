@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import datetime as dt
 import hashlib
 import hmac
@@ -136,6 +137,10 @@ def test_an_address_is_taken_apart() -> None:
         "https://example.com/#part",
         "https://exämple.com/",
         "https://example.com./",
+        "https://a..example.com/",
+        "https://" + "a" * 64 + ".example.com/",
+        "https://../",
+        "https://[dead:beef]/",
         "https://example.com/a\r\nHost: evil",
         "https://[::1",
     ],
@@ -197,6 +202,13 @@ def test_private_addresses_need_to_be_allowed(address: str) -> None:
         "ff02::1",
         "2001:db8::1",
         "::127.0.0.1",
+        "168.63.129.16",
+        "::ffff:168.63.129.16",
+        "fd00:ec2::254",
+        "fd00:ec2::23",
+        "fd20:ce::254",
+        "fd00:c1::a9fe:a9fe",
+        "fd00:42::42",
         "nonsense",
     ],
 )
@@ -343,11 +355,11 @@ def test_a_wish_to_be_left_alone(receiver: Receiver, text: str, seconds: float |
 
 def test_a_long_answer_is_read_to_its_bound(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[int] = []
-    stock = webhook.http.client.HTTPResponse.read
+    stock = webhook.http.client.HTTPResponse.read1
     monkeypatch.setattr(
         webhook.http.client.HTTPResponse,
-        "read",
-        lambda self, amount=None: read.append(len(found := stock(self, amount))) or found,
+        "read1",
+        lambda self, amount: read.append(len(found := stock(self, amount))) or found,
     )
     receiver.body = b"x" * 1_000_000
     receiver.answers = [(200, {})]
@@ -397,6 +409,56 @@ def test_a_server_that_never_ends_is_left_in_time(first: bytes) -> None:
     finally:
         left.set()
         thread.join()
+
+
+@pytest.mark.parametrize("head", [b"Transfer-Encoding: chunked\r\n\r\n-1\r\n", b"\r\n"])
+def test_a_flood_is_not_read_whatever_length_it_claims(head: bytes) -> None:
+    """A chunk of a negative size would be read to its end, into memory."""
+    sent, flood = 0, b"x" * 65_536
+
+    def pour(one: socket.socket) -> None:
+        nonlocal sent
+        one.recv(65_536)
+        one.sendall(b"HTTP/1.1 200 OK\r\n" + head)
+        with contextlib.suppress(OSError):
+            while sent < 64 * 2**20:
+                one.sendall(flood)
+                sent += len(flood)
+
+    port, thread = raw_server(pour)
+    sender = Sender(
+        endpoint(f"http://hooks.test:{port}/"), allow_private=True, resolve=lambda *_: ["127.0.0.1"]
+    )
+    assert sender.post(b"{}", {}, now=NOW).status == 200
+    thread.join()
+    # What the sockets of both sides hold is no concern of ours.
+    assert sent < 32 * 2**20
+
+
+def test_a_name_server_that_never_answers_is_left_in_time() -> None:
+    """It would keep the thread longer than a member may be silent, and its messages would begin anew for ever."""
+    left = threading.Event()
+
+    def waits(*_: object) -> list[str]:
+        left.wait()
+        return ["127.0.0.1"]
+
+    sender = Sender(endpoint("http://hooks.test:9/"), allow_private=True, resolve=waits, lookup_s=0.2)
+    try:
+        with pytest.raises(DependencyError, match=r"hooks\.test:9: its name was not found in time"):
+            sender.post(b"{}", {}, now=NOW)
+    finally:
+        left.set()
+
+
+def test_a_name_that_cannot_be_looked_up_is_a_failed_attempt() -> None:
+    for fault in (socket.gaierror(-2, "Name or service not known"), UnicodeError("label empty or too long")):
+
+        def fails(*_: object, fault: Exception = fault) -> list[str]:
+            raise fault
+
+        with pytest.raises(DependencyError, match=r"hooks\.test:9: "):
+            Sender(endpoint("http://hooks.test:9/"), resolve=fails).post(b"{}", {}, now=NOW)
 
 
 def test_what_a_server_says_instead_of_http_is_not_repeated() -> None:
