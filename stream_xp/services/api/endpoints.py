@@ -174,9 +174,10 @@ def _limit(request: Request) -> int:
     given = request.query_params.get("limit")
     if given is None:
         return PAGE
-    if not (given.isascii() and given.isdigit() and 1 <= int(given[:10]) <= MAX_PAGE):
+    limit = int(given) if given.isascii() and given.isdigit() and len(given) <= 10 else 0
+    if not 1 <= limit <= MAX_PAGE:
         raise Refused(400, "bad_request", f"limit must be a whole number from 1 to {MAX_PAGE}")
-    return int(given)
+    return limit
 
 
 def _summary(api: Api, name: str) -> Summary:

@@ -48,8 +48,10 @@ REASONS: Final = (
     "error",
 )
 """Why a request was refused: a closed set, so that no client can add one."""
-_PROBES: Final = frozenset({"/healthz", "/readyz"})
+PROBES: Final = frozenset({"/healthz", "/readyz"})
 _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
+_HOST: Final = re.compile(r"([a-z0-9._-]{1,253}|\[[0-9a-f:.]{2,45}\])(?::[0-9]{1,5})?")
+"""A Host header in small letters, and the name in it; an address of IPv6 keeps its brackets."""
 _HEADERS: Final = (
     (b"x-content-type-options", b"nosniff"),
     (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
@@ -149,7 +151,9 @@ class Tokens:
         Raises:
             Refused: without a token of ours.
         """
-        name = self.name_of(request.headers.get("authorization", ""))
+        shown = request.headers.getlist("authorization")
+        # Of two, a proxy may have looked at the other one.
+        name = self.name_of(shown[0]) if len(shown) == 1 else None
         if name is None:
             raise Refused(401, "token", "a bearer token of this service is needed", www_authenticate="Bearer")
         return name
@@ -220,22 +224,34 @@ class Guard:
         sent = sum(len(name) + len(value) for name, value in scope["headers"])
         if sent + len(scope.get("raw_path", b"")) + len(scope["query_string"]) > MAX_HEADER_BYTES:
             raise Refused(431, "headers", f"address and headers may have {MAX_HEADER_BYTES} bytes")
-        if scope["path"] in _PROBES:
+        _check_reading(scope)
+        if scope["path"] in PROBES:
             return  # A probe calls by the address of the machine; there is nothing in the answer.
         headers = [(name.lower(), value.decode("latin-1")) for name, value in scope["headers"]]
-        hosts = [value for name, value in headers if name == b"host"]
-        host = hosts[0].lower() if len(hosts) == 1 else ""
-        if "*" not in self._hosts and _name_of(host) not in self._hosts:
+        hosts = [value.lower() for name, value in headers if name == b"host"]
+        found = _HOST.fullmatch(hosts[0]) if len(hosts) == 1 else None
+        if found is None or ("*" not in self._hosts and found[1] not in self._hosts):
             raise Refused(421, "host", "this service is not called by that name")
+        host = found[0]
         own = f"{scope['scheme']}://{host}"
         for name, value in headers:
             if name == b"origin" and value != own and value not in self._origins:
                 raise Refused(403, "origin", "pages of that origin may not call this service")
 
 
-def _name_of(host: str) -> str:
-    """The name in a Host header, without the port; an address of IPv6 keeps its brackets."""
-    return host[: host.find("]") + 1] if host.startswith("[") else host.partition(":")[0]
+def _check_reading(scope: Scope) -> None:
+    """Refuse what a proxy before us may have read as another request: it may have let that one pass.
+
+    Raises:
+        Refused: of two lengths of a body, and of a path that can be read in two ways.
+    """
+    names = {name.lower() for name, _ in scope["headers"]}
+    if {b"content-length", b"transfer-encoding"} <= names:
+        raise Refused(400, "bad_request", "a body has one length", connection="close")
+    path: str = scope["path"]
+    encoded = scope.get("raw_path", b"").lower()
+    if b"%2f" in encoded or "\\" in path or not {".", ".."}.isdisjoint(path.split("/")):
+        raise Refused(400, "bad_request", "the path can be read in two ways")
 
 
 async def answer(refused: Refused, send: Send) -> None:

@@ -84,7 +84,7 @@ def _responses(route: Route, of_kind: dict[str, Any]) -> dict[str, Any]:
     text = {"text/plain": {"schema": {"type": "string"}}}
     error = {"application/json": {"schema": of_kind[repr(ErrorBody)]}}
     content = text if route.answer is None else {"application/json": {"schema": of_kind[repr(route.answer)]}}
-    refusals = {*route.refusals, *((431,) if route.unguarded else (403, 421, 431))}
+    refusals = {*route.refusals, 400, 431, *(() if route.unguarded else (403, 421))}
     responses: dict[str, Any] = {str(route.status): {"description": "As asked for.", "content": content}}
     for status in sorted(refusals):
         said = error

@@ -39,7 +39,7 @@ class Route(NamedTuple):
         body: type of the body in JSON; None where none is read.
         answer: type of the answer; None for a line of text.
         status: of an answer as asked for.
-        refusals: other statuses that it may have, beside 403 and 421 of any route.
+        refusals: other statuses that it may have, beside 400, 403, 421 and 431 of any route.
         writes: whether it is there only where a token is configured.
     """
 

@@ -6,7 +6,8 @@ import signal
 import socket
 import threading
 import time
-from typing import TYPE_CHECKING, Final, Self
+from functools import partial
+from typing import TYPE_CHECKING, Final, Self, cast
 
 import structlog
 import uvicorn
@@ -14,9 +15,10 @@ import uvicorn
 from stream_xp.adapters.clock import Clock, WallClock
 from stream_xp.errors import ConfigError, DependencyError
 from stream_xp.services.api.app import create_app
+from stream_xp.services.api.connection import Connection
 from stream_xp.services.api.endpoints import Api, Progress
 from stream_xp.services.api.follower import Follower
-from stream_xp.services.api.guard import MAX_HEADER_BYTES, Tokens, check_names
+from stream_xp.services.api.guard import MAX_HEADER_BYTES, Refusals, Tokens, check_names
 from stream_xp.services.api.orders import Orders, Place
 from stream_xp.services.api.view import TOPICS, View
 from stream_xp.services.operate import place
@@ -31,8 +33,6 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-MAX_CONNECTIONS: Final = 512
-"""Open connections and requests; more are told 503."""
 KEEP_ALIVE_S: Final = 30
 DRAIN_S: Final = 3
 BACKLOG: Final = 512
@@ -44,14 +44,17 @@ class Server(uvicorn.Server):
 
     Args:
         app: what answers.
+        refusals: told of what is refused before `app` sees it.
         ended: whether to stop.
     """
 
-    def __init__(self, app: ASGIApp, *, ended: Callable[[], bool] = lambda: False) -> None:
+    def __init__(
+        self, app: ASGIApp, *, refusals: Refusals, ended: Callable[[], bool] = lambda: False
+    ) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
-                http="h11",
+                http=cast("type[Connection]", partial(Connection, refusals=refusals)),
                 ws="none",
                 lifespan="off",
                 loop="asyncio",
@@ -60,7 +63,6 @@ class Server(uvicorn.Server):
                 proxy_headers=False,
                 server_header=False,
                 h11_max_incomplete_event_size=MAX_HEADER_BYTES,
-                limit_concurrency=MAX_CONNECTIONS,
                 timeout_keep_alive=KEEP_ALIVE_S,
                 timeout_graceful_shutdown=DRAIN_S,
             )
@@ -148,7 +150,10 @@ def run_until_signal(settings: Settings) -> None:
     with listen(settings) as taken, service.follower as follower:
         host, port = taken.getsockname()[:2]
         log.info("api started", host=host, port=port, writes=bool(service.api.tokens))
-        Server(service.app, ended=lambda: follower.failure is not None).run(sockets=[taken])
+        refusals = service.api.refusals
+        Server(service.app, refusals=refusals, ended=lambda: follower.failure is not None).run(
+            sockets=[taken]
+        )
     if follower.failure is not None:
         raise follower.failure
 
@@ -157,16 +162,24 @@ class ServerThread:
     """A server on a free port of loopback in a thread of its own, for tests and the bench.
 
     Attributes:
-        url: where it is.
+        address: host and port.
+        url: the same as a URL.
+        refusals: what was refused before `app` saw it.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, *, refusals: Refusals | None = None) -> None:
         self._socket = _bound("127.0.0.1", 0)
-        self._server = Server(app)
+        self.refusals = refusals or Refusals()
+        self._server = Server(app, refusals=self.refusals)
         self._thread = threading.Thread(
             target=self._server.run, kwargs={"sockets": [self._socket]}, name="stream-xp-api", daemon=True
         )
-        self.url = "http://{}:{}".format(*self._socket.getsockname())
+        self.address: tuple[str, int] = self._socket.getsockname()
+        self.url = "http://{}:{}".format(*self.address)
+
+    def open_connections(self) -> int:
+        """How many connections are open."""
+        return len(self._server.server_state.connections)
 
     def __enter__(self) -> Self:
         self._thread.start()
