@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import http.server
-import json
-import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 from kafka import TopicPartition
+from webhook_receiver import KEY, Receiver, receiving, targets_file
 
 from stream_xp.adapters.topic_reader import open_consumer
 from stream_xp.adapters.topic_writer import TopicWriter
@@ -29,46 +27,13 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.broker, pytest.mark.slow]
 
 GOLDEN = Path(__file__).parents[2] / "topics" / "golden" / "signal.v1.json"
-KEY = "whsec_Y2FuYXJ5LWNhbmFyeS1jYW5hcnktY2FuYXJ5"
 DEADLINE_S = 180.0
-
-
-class Receiver(http.server.ThreadingHTTPServer):
-    """Keeps what each path was sent; a path answers as told, and 204 after that."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.got: list[tuple[str, str]] = []
-        self.answers: dict[str, list[int]] = {}
-        self.dead: set[str] = set()
-
-    def taken(self, path: str) -> list[str]:
-        return [identity for one, identity in self.got if one == path]
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    server: Receiver
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        answers = self.server.answers.get(self.path)
-        status = 503 if self.path in self.server.dead else answers.pop(0) if answers else 204
-        self.server.got.append((self.path, f"{body['id']} {status}"))
-        self.send_response(status)
-        self.end_headers()
-
-    def log_message(self, *_: object) -> None:
-        """Say nothing."""
 
 
 @pytest.fixture
 def receiver() -> Iterator[Receiver]:
-    with Receiver() as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
+    with receiving() as server:
         yield server
-        server.shutdown()
-        thread.join()
 
 
 @pytest.fixture
@@ -86,13 +51,7 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def targets(settings: Settings, receiver: Receiver, folder: Path, *names: str) -> Sequence[Target]:
-    lines = [
-        f"- {{name: {name}, url: 'http://127.0.0.1:{receiver.server_address[1]}/{name}', secret_env: KEY, "
-        "allow_http: true, allow_private: true}"
-        for name in names
-    ]
-    path = folder / "targets.yaml"
-    path.write_text("\n".join(["targets:", *lines]))
+    path = targets_file(receiver, folder, *names, secret="secret_env: KEY")
     return load_targets(path, settings, {"KEY": KEY})
 
 

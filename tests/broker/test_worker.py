@@ -28,6 +28,7 @@ from worker_process import (
     snapshots,
     statistics,
     wait_for,
+    wait_shared,
 )
 
 from stream_xp.adapters.kafka_admin import connect, declared_topics, ensure_topics
@@ -126,17 +127,6 @@ def test_two_workers_share_the_partitions_and_one_leaves(
         assert worker.terminate() == 0, worker.log
     assert merged(parts_alone).canonical() == merged(parts).canonical()
     assert outcomes(parts_alone) == outcomes(parts)
-
-
-def wait_shared(*workers: WorkerProcess) -> list[list[int]]:
-    """The partitions of each worker, once together they have each partition once."""
-
-    def held() -> list[list[int]]:
-        assigned = [worker.events("partitions assigned") for worker in workers]
-        return [lines[-1]["partitions"] if lines else [] for lines in assigned]
-
-    wait_for(lambda: sorted(p for each in held() for p in each) == [0, 1, 2, 3], "the partitions are shared")
-    return held()
 
 
 def send_to_one_arm(settings: Settings, first: int, units: int) -> None:

@@ -121,20 +121,20 @@ def wait_for(condition: Callable[[], bool], what: str, *, deadline_s: float = 90
         time.sleep(0.1)
 
 
-class WorkerProcess:
-    """`stream-xp worker` as a process of its own; killed at the end of the block, if it still runs."""
+class CliProcess:
+    """A command of `stream-xp` as a process of its own; killed at the end of the block, if it still runs."""
 
-    def __init__(self, settings: Settings, folder: Path, *options: str) -> None:
+    def __init__(self, settings: Settings, folder: Path, command: str, *options: str) -> None:
         variables = {
             f"STREAM_XP_{name.upper()}": str(value)
             for name, value in msgspec.structs.asdict(settings).items()
             if isinstance(value, str | int)
         }
         others = {k: v for k, v in os.environ.items() if not k.startswith("STREAM_XP_")}
-        self._log = folder / f"worker-{len(list(folder.glob('worker-*')))}.log"
+        self._log = folder / f"{command}-{len(list(folder.glob(f'{command}-*')))}.log"
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "stream_xp", "worker", *options],
+                [sys.executable, "-u", "-m", "stream_xp", command, *options],
                 env={**others, **variables},
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -156,10 +156,11 @@ class WorkerProcess:
         lines = [json.loads(line) for line in self.log.splitlines() if line.startswith("{")]
         return [line for line in lines if line.get("event") == event]
 
-    def wait_started(self) -> None:
-        """Wait until it has joined and has the state of a partition."""
-        wait_for(lambda: self.ended() or bool(self.events("partition loaded")), "the worker starts")
+    def wait_said(self, event: str) -> dict[str, Any]:
+        """The first log record of an event, once it is there."""
+        wait_for(lambda: self.ended() or bool(self.events(event)), f"the log has {event!r}")
         assert not self.ended(), self.log
+        return self.events(event)[0]
 
     def ended(self) -> bool:
         return self.process.poll() is not None
@@ -170,14 +171,37 @@ class WorkerProcess:
         try:
             return self.process.wait(timeout=deadline_s)
         except subprocess.TimeoutExpired as error:
-            raise AssertionError(
-                f"SIGTERM did not end the worker in {deadline_s:g} s:\n{self.log}"
-            ) from error
+            raise AssertionError(f"SIGTERM did not end it in {deadline_s:g} s:\n{self.log}") from error
 
     def kill(self) -> None:
         """SIGKILL."""
         self.process.kill()
         self.process.wait()
+
+
+class WorkerProcess(CliProcess):
+    """`stream-xp worker`."""
+
+    def __init__(self, settings: Settings, folder: Path, *options: str) -> None:
+        super().__init__(settings, folder, "worker", *options)
+
+    def wait_started(self) -> None:
+        """Wait until it has joined and has the state of a partition."""
+        self.wait_said("partition loaded")
+
+
+def wait_shared(*workers: WorkerProcess) -> list[list[int]]:
+    """The partitions of each worker, once together they have each partition once."""
+
+    def held() -> list[list[int]]:
+        assigned = [worker.events("partitions assigned") for worker in workers]
+        return [lines[-1]["partitions"] if lines else [] for lines in assigned]
+
+    wait_for(
+        lambda: sorted(p for each in held() for p in each) == list(range(PARTITIONS)),
+        "the partitions are shared",
+    )
+    return held()
 
 
 class Traffic:
