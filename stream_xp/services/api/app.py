@@ -63,7 +63,7 @@ def _endpoint(api: Api, route: routes.Route) -> Any:
         if route.writes:
             # Before anything of the body is looked at.
             api.tokens.bearer(request)
-        body = None if decoder is None else await _decoded(request, decoder)
+        body = None if decoder is None else await _decoded(request, decoder, most_bytes=route.body_bytes)
         response = await route.handler(api, request, body)
         api.answered[route.name] += 1
         return response
@@ -71,9 +71,9 @@ def _endpoint(api: Api, route: routes.Route) -> Any:
     return endpoint
 
 
-async def _decoded(request: Request, decoder: Any) -> Any:
+async def _decoded(request: Request, decoder: Any, *, most_bytes: int) -> Any:
     require_json(request)
-    body = await read_body(request)
+    body = await read_body(request, most_bytes=most_bytes)
     try:
         return decoder.decode(body)
     except RecursionError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -54,17 +55,32 @@ class Progress(NamedTuple):
 
 
 class Rollouts:
-    """When each rollout was first heard of: (experiment, name, namespace, checksum), the oldest forgotten first."""
+    """When each rollout was first heard of, the oldest forgotten first.
+
+    Rollouts of experiments that do not exist are held apart: whoever makes them up must not push out those that do.
+    """
 
     def __init__(self) -> None:
-        self._first_ms: dict[tuple[str, ...], int] = {}
+        self._first_ms: dict[bool, dict[bytes, int]] = {True: {}, False: {}}
 
-    def waiting_ms(self, rollout: tuple[str, ...], now_ms: int) -> int:
-        """For how long a rollout has been heard of."""
-        found = self._first_ms.setdefault(rollout, now_ms)
-        if len(self._first_ms) > ROLLOUTS_KEPT:
-            del self._first_ms[next(iter(self._first_ms))]
+    def waiting_ms(self, rollout: tuple[str, ...], now_ms: int, *, exists: bool = True) -> int:
+        """For how long a rollout has been heard of.
+
+        Args:
+            rollout: experiment, name, namespace and checksum.
+            now_ms: wall clock, epoch milliseconds.
+            exists: whether there is such an experiment.
+        """
+        held = self._first_ms[exists]
+        # A hash, of one length however long the names are.
+        mark = hashlib.blake2b(msgspec.json.encode(rollout), digest_size=16).digest()
+        found = held.setdefault(mark, now_ms)
+        if len(held) > ROLLOUTS_KEPT:
+            del held[next(iter(held))]
         return max(0, now_ms - found)
+
+    def __len__(self) -> int:
+        return sum(map(len, self._first_ms.values()))
 
 
 @dataclass(slots=True)
@@ -302,9 +318,9 @@ def flagger(hook: str) -> Handler:
         if not key:
             raise Refused(400, "bad_request", "metadata.experiment must name an experiment")
         told = api.verdict(key, body.metadata.get("arm") or body.metadata.get("variant") or None)
-        rollout = (key[:300], body.name, body.namespace, body.checksum)
+        rollout = (key, body.name, body.namespace, body.checksum)
         waiting = gates.Waiting(
-            api.rollouts.waiting_ms(rollout, api.view.moment().now_ms),
+            api.rollouts.waiting_ms(rollout, api.view.moment().now_ms, exists=told.version > 0),
             api.settings.gate_no_data_deadline_ms,
         )
         return text(gates.line(told), gates.flagger_status(hook, told, waiting))

@@ -101,15 +101,16 @@ class Refusals:
             "request refused",
             reason=refused.reason,
             status=refused.status,
-            detail=_plain(refused.detail),
+            detail=plain(refused.detail),
             method=scope.get("method", ""),
-            path=_plain(scope.get("path", "")),
+            path=plain(scope.get("path", "")),
             client=client[0],
         )
 
 
-def _plain(text: str) -> str:
-    return "".join(letter if letter.isprintable() else "?" for letter in text[:200])
+def plain(text: str, *, most: int = 200) -> str:
+    """The begin of a text from outside, without the letters that steer a terminal or a log."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text[:most])
 
 
 class Tokens:
@@ -264,29 +265,29 @@ async def answer(refused: Refused, send: Send) -> None:
         await send(message)
 
 
-async def read_body(request: Request) -> bytes:
+async def read_body(request: Request, *, most_bytes: int = MAX_BODY_BYTES) -> bytes:
     """The body of a request, if it is not too long and comes in time.
 
     Raises:
         Refused: otherwise; what it announces is believed, and what comes is counted.
     """
     announced = request.headers.get("content-length", "0")
-    if not (announced.isascii() and announced.isdigit()) or int(announced[:20]) > MAX_BODY_BYTES:
-        raise _too_long()
+    if not (announced.isascii() and announced.isdigit()) or int(announced[:20]) > most_bytes:
+        raise _too_long(most_bytes)
     body = bytearray()
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
             async for chunk in request.stream():
                 body += chunk
-                if len(body) > MAX_BODY_BYTES:
-                    raise _too_long()
+                if len(body) > most_bytes:
+                    raise _too_long(most_bytes)
     except TimeoutError:
         raise Refused(408, "timeout", f"the body did not come within {BODY_TIMEOUT_S:.0f} s") from None
     return bytes(body)
 
 
-def _too_long() -> Refused:
-    return Refused(413, "body_size", f"a body may have {MAX_BODY_BYTES} bytes", connection="close")
+def _too_long(most_bytes: int) -> Refused:
+    return Refused(413, "body_size", f"a body may have {most_bytes} bytes", connection="close")
 
 
 def require_json(request: Request) -> None:

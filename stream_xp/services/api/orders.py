@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from typing import TYPE_CHECKING, Annotated, Any, Final, Protocol
+from collections import Counter
+from typing import TYPE_CHECKING, Annotated, Final, Protocol
 
 import msgspec
 import structlog
 
 from stream_xp.domain.operator import OperatorAction, OrderSignal
 from stream_xp.errors import ConfigError, DependencyError
-from stream_xp.services.api.guard import Refused
+from stream_xp.services.api.guard import Refused, plain
 from stream_xp.services.operate import Call, Placed, place
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from stream_xp.adapters.clock import Clock
-    from stream_xp.domain.gate import GateVerdict
     from stream_xp.services.api.view import View
     from stream_xp.settings import Settings
 
@@ -30,7 +30,11 @@ WAITING: Final = 8
 """Orders that may wait; further ones are told to come again."""
 ALERTMANAGER: Final = "alertmanager"
 """The actor of what an alert orders."""
-MAX_ALERTS: Final = 500
+MAX_ALERTS: Final = 10_000
+MAX_ALERTS_BYTES: Final = 8_388_608
+"""Alertmanager gives up what is refused with 4xx: a group of many alerts must not lose the one that matters."""
+_AT_A_TIME: Final = 100
+"""Alerts that are looked at before whoever waits for a gate has its turn."""
 
 
 class OrderRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -174,22 +178,41 @@ class Orders:
     async def alerts(self, group: AlertGroup, *, bearer: str) -> AlertsTaken:
         """Stop or pause the experiments that firing alerts name; each alert once, by its fingerprint and begin.
 
+        Of the alerts of a group that want the same of one experiment the first orders it: each order reads topics.
+
         Raises:
             Refused: no broker takes an order; Alertmanager sends the group again.
         """
-        return AlertsTaken(alerts=tuple([await self._alert(alert, bearer) for alert in group.alerts]))
+        outcomes: list[AlertOutcome] = []
+        left: Counter[str] = Counter()
+        asked: set[tuple[str, OperatorAction]] = set()
+        for number, alert in enumerate(group.alerts):
+            if number % _AT_A_TIME == _AT_A_TIME - 1:
+                await asyncio.sleep(0)
+            nothing = _no_order(alert) or self._unknown(alert)
+            if nothing is None:
+                outcomes.append(await self._alert(alert, asked, bearer))
+                continue
+            left[nothing] += 1
+            outcomes.append(AlertOutcome(fingerprint=alert.fingerprint, did="nothing", reason=nothing))
+        if left:
+            # One line, however many there are: whoever makes alerts must not fill a log.
+            log.warning("alerts change nothing", rules=dict(left), bearer=bearer)
+        return AlertsTaken(alerts=tuple(outcomes))
 
-    async def _alert(self, alert: Alert, bearer: str) -> AlertOutcome:
-        nothing = _no_order(alert)
-        if nothing is None:
-            nothing = _is_unknown(self._view.verdict(alert.labels["experiment"]))
-        if nothing is not None:
-            log.warning("alert changes nothing", rule=nothing, fingerprint=alert.fingerprint[:64])
-            return AlertOutcome(fingerprint=alert.fingerprint, did="nothing", reason=nothing)
+    def _unknown(self, alert: Alert) -> str | None:
+        told = self._view.verdict(alert.labels["experiment"])
+        return told.reason if told.version == 0 else None
+
+    async def _alert(self, alert: Alert, asked: set[tuple[str, OperatorAction]], bearer: str) -> AlertOutcome:
+        """Order what an alert wants, unless it did before or one of those `asked` of its group wants the same."""
         call = _call_of(alert)
         outcome = AlertOutcome(fingerprint=alert.fingerprint, did="known")
         if self._view.has_order(call.experiment, actor=call.actor, reason=call.reason):
             return outcome
+        if (call.experiment, call.action) in asked:
+            return msgspec.structs.replace(outcome, did="nothing", reason=_ASKED)
+        asked.add((call.experiment, call.action))
         try:
             placed = await self._write(call, f"{alert.fingerprint}\0{alert.starts_at}")
         except Refused as refused:
@@ -203,6 +226,7 @@ class Orders:
         return msgspec.structs.replace(outcome, did="ordered", order_id=identity)
 
 
+_ASKED: Final = "an alert before it in its group wants the same of this experiment"
 _ACTIONS: Final[Mapping[str, OperatorAction]] = {
     "stop": OperatorAction.STOP,
     "pause": OperatorAction.PAUSE,
@@ -221,17 +245,14 @@ def _no_order(alert: Alert) -> str | None:
     return None if action in _ACTIONS else "its label `stream_xp_action` is neither stop nor pause"
 
 
-def _is_unknown(told: GateVerdict) -> str | None:
-    return told.reason if told.version == 0 else None
-
-
 def _call_of(alert: Alert) -> Call:
     """The order of an alert; sent again, it is the same to the letter."""
-    labels: dict[str, Any] = alert.labels
-    name = "".join(letter for letter in labels.get("alertname", "alert") if letter.isprintable())[:200]
+    labels = alert.labels
+    name = plain(labels.get("alertname", "alert"))
+    since, mark = plain(alert.starts_at, most=40), plain(alert.fingerprint, most=64)
     return Call(
         experiment=labels["experiment"],
         action=_ACTIONS[labels.get("stream_xp_action", "stop")],
         actor=ALERTMANAGER,
-        reason=f"{name} fires since {alert.starts_at[:40]} (alert {alert.fingerprint[:64]})",
+        reason=f"{name} fires since {since} (alert {mark})",
     )

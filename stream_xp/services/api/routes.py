@@ -12,6 +12,7 @@ from stream_xp.domain.gate import GateVerdict
 from stream_xp.domain.operator import OperatorAction
 from stream_xp.services.api import endpoints, gates, orders, wire
 from stream_xp.services.api.endpoints import Handler
+from stream_xp.services.api.guard import MAX_BODY_BYTES
 
 
 class Parameter(NamedTuple):
@@ -37,6 +38,7 @@ class Route(NamedTuple):
     Attributes:
         name: of the operation, unique.
         body: type of the body in JSON; None where none is read.
+        body_bytes: how long it may be.
         answer: type of the answer; None for a line of text.
         status: of an answer as asked for.
         refusals: other statuses that it may have, beside 400, 403, 421 and 431 of any route.
@@ -55,6 +57,7 @@ class Route(NamedTuple):
     refusals: Sequence[int] = ()
     writes: bool = False
     unguarded: bool = False
+    body_bytes: int = MAX_BODY_BYTES
 
 
 _TEXT: Final = {"type": "string", "maxLength": 300}
@@ -137,5 +140,6 @@ WRITES: Final[tuple[Route, ...]] = (
     ),
     Route("POST", "/api/v1/alertmanager", "alertmanager", "Alerts that act as guardrails.",
           endpoints.alertmanager, orders.AlertsTaken, body=orders.AlertGroup,
+          body_bytes=orders.MAX_ALERTS_BYTES,
           refusals=(*_BODY, 401, 409, 429, 503), writes=True),
 )  # fmt: skip

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from api_process import BEARER, SERVER, TOKEN, serving
-from gate_world import world_in
+from gate_world import NOW_MS, world_in
 
-from stream_xp.services.api import connection
+from stream_xp.services.api import connection, endpoints
 from stream_xp.services.api.guard import Refusals, Tokens
 from stream_xp.services.api.server import ServerThread
 from stream_xp.settings import Secret
@@ -326,3 +326,23 @@ def wait_open(connections: int) -> None:
     while SERVER.open_connections() < connections - 1:
         assert time.monotonic() < deadline_s
         time.sleep(0.01)
+
+
+def test_made_up_rollouts_push_out_no_real_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else whoever sends many would keep a rollout without data from ever reaching its deadline."""
+    monkeypatch.setattr(endpoints, "ROLLOUTS_KEPT", 5)
+    world = world_in("no data", gate_no_data_deadline_ms=60_000)
+    hook: dict[str, Any] = {"name": "p", "namespace": "t", "checksum": "1"}
+    with serving(world) as (client, api):
+
+        def ask(experiment: str, checksum: str) -> int:
+            body = hook | {"checksum": checksum, "metadata": {"experiment": experiment}}
+            return client.post("/flagger/rollout", json=body).status_code
+
+        assert ask("checkout", "real") == 200
+        for number in range(20):
+            ask(f"made-up-{number}", "\U0001f600" * 200)
+        world.clock.advance_to(NOW_MS + 60_001)
+        world.read()
+        assert ask("checkout", "real") == 403
+        assert len(api.rollouts) == 6

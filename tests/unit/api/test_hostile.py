@@ -193,7 +193,7 @@ def test_rollouts_are_forgotten_before_they_are_too_many(monkeypatch: pytest.Mon
     rollouts = endpoints.Rollouts()
     for number in range(100):
         assert rollouts.waiting_ms((str(number),), number) == 0
-    assert len(rollouts._first_ms) == 10
+    assert len(rollouts) == 10
     assert rollouts.waiting_ms(("99",), 150) == 51
 
 

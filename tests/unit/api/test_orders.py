@@ -294,3 +294,70 @@ def test_an_alert_on_what_is_stopped_changes_nothing() -> None:
         answer = client.post("/api/v1/alertmanager", json=group(ALERT), headers=BEARER)
         assert answer.json()["alerts"][0]["did"] == "nothing"
         assert STATES["stop"].verdict == client.get("/api/v1/experiments/checkout/gate").json()["verdict"]
+
+
+def many(count: int, *, first: int = 0, **labels: str) -> list[dict[str, Any]]:
+    base: dict[str, str] = ALERT["labels"]  # type: ignore[assignment]
+    return [
+        ALERT | {"labels": base | labels | {"instance": f"i{n}"}, "fingerprint": f"{n:016x}"}
+        for n in range(first, first + count)
+    ]
+
+
+def test_ten_thousand_alerts_do_not_hide_the_one_that_matters(capsys: pytest.CaptureFixture[str]) -> None:
+    here = world()
+    desk = Desk(here)
+    crowd = many(9_999, experiment="\u202e<script>\r\n\x1b[2J\x00" * 3)
+    with serving(here, place=desk.place) as (client, _):
+        answer = client.post("/api/v1/alertmanager", json=group(*crowd, ALERT), headers=BEARER)
+        assert answer.status_code == 200, answer.text[:200]
+        outcomes = [one["did"] for one in answer.json()["alerts"]]
+        assert outcomes == ["nothing"] * 9_999 + ["ordered"]
+        assert client.get("/api/v1/experiments/checkout/gate").json()["verdict"] == "stop"
+        too_many = client.post("/api/v1/alertmanager", json=group(*many(10_001)), headers=BEARER)
+        assert too_many.status_code == 400
+        too_long = client.post(
+            "/api/v1/alertmanager",
+            content=b" " * 8_388_609,
+            headers={**BEARER, "content-type": "application/json"},
+        )
+        assert too_long.status_code == 413
+    said = capsys.readouterr().out
+    # Of the crowd there is one line, and no letter of its own in it.
+    assert said.count("alerts change nothing") == 1
+    assert len(said) < 5_000
+    assert "script" not in said
+
+
+def test_a_crowd_of_alerts_on_one_experiment_is_one_order() -> None:
+    """Each order reads topics: as many as alerts would keep people's orders out."""
+    here = world()
+    desk = Desk(here)
+    with serving(here, place=desk.place) as (client, _):
+        answer = client.post("/api/v1/alertmanager", json=group(*many(500)), headers=BEARER)
+        outcomes = answer.json()["alerts"]
+        assert [one["did"] for one in outcomes] == ["ordered"] + ["nothing"] * 499
+        assert len(desk.calls) == 1
+        # One that only pauses is asked for besides.
+        pausing = many(2, first=500, stream_xp_action="pause")
+        client.post("/api/v1/alertmanager", json=group(*many(2), *pausing), headers=BEARER)
+        assert [call.action for call in desk.calls[1:]] == [OperatorAction.STOP, OperatorAction.PAUSE]
+
+
+def test_what_an_alert_says_of_itself_steers_no_terminal() -> None:
+    here = world()
+    desk = Desk(here)
+    hostile = ALERT | {
+        "labels": {"experiment": "checkout", "alertname": "A\x1b[2J\r\nSet-Cookie: x", "\x00": "\u2028"},
+        "startsAt": "2027\x1b]0;owned\x07",
+        "fingerprint": "f\r\n\x9b" + "f" * 5_000,
+    }
+    with serving(here, place=desk.place) as (client, _):
+        answer = client.post("/api/v1/alertmanager", json=group(hostile), headers=BEARER)
+        assert answer.json()["alerts"][0]["did"] == "ordered"
+        surrogate = b'{"alerts": [{"status": "firing", "labels": {"experiment": "\\ud800"}}]}'
+        headers = {**BEARER, "content-type": "application/json"}
+        assert client.post("/api/v1/alertmanager", content=surrogate, headers=headers).status_code == 400
+    (call,) = desk.calls
+    assert call.reason.isprintable()
+    assert len(call.reason) < 400
