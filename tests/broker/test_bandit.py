@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 from test_rollout import following, now_ms, spec
+from worker_process import DEADLINE_S
 
 from stream_xp.adapters.kafka_admin import declared_topics
 from stream_xp.adapters.topic_writer import TopicWriter
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.broker, pytest.mark.slow]
 
-DEADLINE_S = 100.0
 TICK_S = 0.05
 UNITS_PER_TICK = 20
 CONTEXT = "platform"

@@ -10,6 +10,7 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.errors import KafkaError
+from worker_process import DEADLINE_S
 
 from stream_xp.adapters import embedded_broker as module
 from stream_xp.adapters.embedded_broker import AUTO_CREATED_PARTITIONS, EmbeddedBroker
@@ -39,12 +40,12 @@ def test_kafka_python_keeps_key_headers_and_time(embedded_broker: EmbeddedBroker
     producer = KafkaProducer(**options)
     sent = producer.send(
         "t", key=b"k", value=b"v", headers=[("ce_id", b"1")], timestamp_ms=AN_OLD_TIME_MS, partition=2
-    ).get(10)
+    ).get(DEADLINE_S)
     producer.close()
     consumer = KafkaConsumer(**options, auto_offset_reset="earliest")
     partition = TopicPartition("t", 2)
     consumer.assign([partition])
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + DEADLINE_S
     records = []
     while not records and time.monotonic() < deadline:
         records = consumer.poll(200).get(partition, [])
@@ -66,7 +67,7 @@ def test_aiokafka_keeps_key_headers_and_time_and_commits(embedded_broker: Embedd
         async with AIOKafkaConsumer(
             "t", **options, group_id="g", auto_offset_reset="earliest", enable_auto_commit=False
         ) as consumer:
-            record = await asyncio.wait_for(consumer.getone(), 10)
+            record = await asyncio.wait_for(consumer.getone(), DEADLINE_S)
             await consumer.commit()
             committed = await consumer.committed(TopicPartition("t", 1))
         assert (record.key, record.value, record.headers) == (b"k", b"v", (("ce_id", b"1"),))
@@ -84,7 +85,7 @@ def test_one_member_gets_every_partition_of_its_group(embedded_broker: EmbeddedB
         "six", **settings.kafka_python_options(), group_id="g", auto_offset_reset="earliest"
     )
     seen: set[tuple[int, int]] = set()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + DEADLINE_S
     while len(seen) < 60 and time.monotonic() < deadline:
         for records in consumer.poll(100).values():
             seen.update((record.partition, record.offset) for record in records)

@@ -115,12 +115,12 @@ def test_no_unit_is_logged_at_any_level_whatever_comes(settings: Settings, tmp_p
         wait_for(lambda: len(worker.events("experiment record refused")) >= 3, "the strays are seen")
         wait_for(lambda: len(worker.events("statistics record refused")) >= 3, "the strays are seen")
         wait_for(lambda: len(worker.events("record refused")) >= 3, "the strays are seen")
-        worker.terminate(deadline_s=60.0)
+        worker.terminate()
         # Whoever comes next reads the strays from the beginning.
         with WorkerProcess(settings, tmp_path, "--log-level", "DEBUG") as heir:
             heir.wait_started()
             wait_for(lambda: bool(heir.events("experiment record refused")), "the strays are seen")
-            heir.terminate(deadline_s=60.0)
+            heir.terminate()
     for log in (worker.log, heir.log):
         assert UNIT not in log, [line for line in log.splitlines() if UNIT in line]
     refused = [
@@ -142,7 +142,7 @@ def test_a_refused_record_of_a_known_experiment_is_named(settings: Settings, tmp
         worker.wait_started()
         send(settings, [("experiments", "checkout", {"spec": msgspec.to_builtins(SPEC) | {"arms": []}})])
         wait_for(lambda: bool(worker.events("experiment record refused")), "the record is refused")
-        worker.terminate(deadline_s=60.0)
+        worker.terminate()
     (line,) = worker.events("experiment record refused")
     assert (line["experiment"], line["topic"], line["partition"]) == ("checkout", "logs.experiments", 0)
     assert (tmp_path / "health").is_file()

@@ -13,6 +13,7 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 from oracle_world import run
+from worker_process import DEADLINE_S
 
 from stream_xp.adapters.kafka_admin import declared_topics
 from stream_xp.adapters.topic_reader import TopicReader
@@ -38,7 +39,6 @@ NAMES = ("holdout", "button", "delivery", "search")
 UNITS = 1_000
 LATENESS_MS = 10_000
 """A loaded machine takes its time between the clock and the log."""
-DEADLINE_S = 120.0
 """For whatever machine; everything ends as soon as it is done."""
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
+from worker_process import DEADLINE_S
 
 from stream_xp.adapters.kafka_admin import declared_topics
 from stream_xp.adapters.topic_writer import TopicWriter
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.broker, pytest.mark.slow]
 
-DEADLINE_S = 120.0
 """For whatever machine; everything ends as soon as it is done."""
 METRIC = {"kind": "conversion", "attribution_window": "100ms"}
 DESIGN = {

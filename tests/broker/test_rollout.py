@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 from kafka import KafkaConsumer, TopicPartition
+from worker_process import DEADLINE_S
 
 from stream_xp.adapters.kafka_admin import declared_topics
 from stream_xp.adapters.topic_writer import TopicWriter
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.broker, pytest.mark.slow]
 
-DEADLINE_S = 240.0
 TICK_S = 0.05
 UNITS_PER_TICK = 40
 SAFE_S = 20.0

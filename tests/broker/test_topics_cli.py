@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 from kafka import KafkaAdminClient
 from kafka.admin import ConfigResource, ConfigResourceType
+from worker_process import DEADLINE_S
 
 from stream_xp.adapters.kafka_admin import connect, declared_topics, describe_topics, ensure_topics
 from stream_xp.cli.topics import topics
@@ -45,7 +46,7 @@ def run(*arguments: str, settings: Settings) -> Result:
 
 def run_until(lines: int, *, settings: Settings) -> Result:
     """Check again until so many lines come: a broker takes a moment to show a change it has accepted."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + DEADLINE_S
     while True:
         check = run("check", settings=settings)
         if len(check.output.splitlines()) >= lines or time.monotonic() > deadline:

@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("opentelemetry.exporter.otlp.proto.http", reason="the extra otel is not installed")
 
 from otlp_receiver import Got, Receiver
+from worker_process import DEADLINE_S
 
 from stream_xp.adapters.kafka_admin import declared_topics
 from stream_xp.adapters.topic_writer import TopicWriter
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.broker, pytest.mark.slow]
 
-DEADLINE_S = 120.0
 """For whatever machine; everything ends as soon as it is done."""
 UNITS = 400
 DESIGN = {

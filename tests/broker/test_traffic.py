@@ -61,13 +61,13 @@ def test_the_canary_is_stopped_and_left_alone(settings: Settings, tmp_path: Path
             stderr=subprocess.STDOUT,
         )
         try:
-            wait_for(lambda: bool(decided(settings)), "the canary is stopped", deadline_s=240.0)
+            wait_for(lambda: bool(decided(settings)), "the canary is stopped")
             wait_for(lambda: f"{CANARY} stopped" in said.read_text(), "the traffic leaves it alone")
             assert traffic.poll() is None, said.read_text()
         finally:
             traffic.terminate()
             traffic.wait(timeout=30)
-        worker.terminate(deadline_s=60.0)
+        worker.terminate()
     (stop, *_) = decided(settings)
     assert (stop.data.decision.action, stop.data.decision.arm) == (Action.STOP, "canary")
     found = {one.result.experiment: one.result for one in read_standings(settings, now_ms=now_ms())}

@@ -178,7 +178,7 @@ def exposures_evaluated(settings: Settings) -> int:
 
 def test_it_refuses_to_start_without_its_topics(settings: Settings, tmp_path: Path) -> None:
     with WorkerProcess(settings, tmp_path) as worker:
-        assert worker.process.wait(timeout=30) == 2
+        assert worker.wait_ended() == 2
     for topic in declared_topics(settings):
         assert f"{topic.name}: topic: wanted present, found missing" in worker.log
     assert "Traceback" not in worker.log
@@ -189,7 +189,7 @@ def test_it_refuses_to_start_on_topics_of_another_shape(settings: Settings, tmp_
     with connect(settings) as client:
         ensure_topics(client, declared_topics(other, timestamp_type="CreateTime"))
     with WorkerProcess(settings, tmp_path) as worker:
-        assert worker.process.wait(timeout=30) == 2
+        assert worker.wait_ended() == 2
     rewards = settings.topic("rewards")
     assert f"{rewards}: partitions: wanted 4, found 2" in worker.log
     assert f"{rewards}: message.timestamp.type: wanted LogAppendTime, found CreateTime" in worker.log

@@ -44,10 +44,6 @@ if TYPE_CHECKING:
     from stream_xp.settings import Settings
 
 CHILD: Final = Path(__file__).with_name("child.py")
-RECOVERY_DEADLINE_S: Final = 240.0
-START_DEADLINE_S: Final = 120.0
-STOP_DEADLINE_S: Final = 20.0
-"""Deadlines end a test that hangs; they say nothing of how fast a quiet machine is."""
 Places: TypeAlias = dict[tuple[str, int], int]
 """Next offset of each partition of the raw topics."""
 
@@ -98,17 +94,13 @@ class Process(WorkerProcess):
     def wait_started(self) -> None:
         """Wait until it has joined and has the state of a partition."""
         loaded = "partition loaded"
-        wait_for(
-            lambda: self.ended() or bool(self.events(loaded)),
-            "the worker starts",
-            deadline_s=START_DEADLINE_S,
-        )
+        wait_for(lambda: self.ended() or bool(self.events(loaded)), "the worker starts")
         assert not self.ended(), self.log[-4000:]
 
     def finish(self) -> None:
         """SIGTERM; it must have written everything."""
         self.wait_started()
-        assert self.terminate(deadline_s=STOP_DEADLINE_S) == 0, self.log[-4000:]
+        assert self.terminate() == 0, self.log[-4000:]
 
     def stop(self) -> None:
         """SIGSTOP: it stands still and knows nothing of it."""
@@ -118,18 +110,9 @@ class Process(WorkerProcess):
         """SIGCONT."""
         self.process.send_signal(signal.SIGCONT)
 
-    def wait_ended(self, *, deadline_s: float = 120.0) -> int:
-        """Its exit code, or minus the number of the signal that ended it."""
-        try:
-            return self.process.wait(timeout=deadline_s)
-        except subprocess.TimeoutExpired as error:
-            raise AssertionError(f"it did not end within {deadline_s:g} s:\n{self.log[-4000:]}") from error
-
-    def wait_stopped(self, *, deadline_s: float = 120.0) -> None:
+    def wait_stopped(self) -> None:
         """Wait until it has stopped itself."""
-        wait_for(
-            lambda: self.ended() or self._state() == "T", "the process stops itself", deadline_s=deadline_s
-        )
+        wait_for(lambda: self.ended() or self._state() == "T", "the process stops itself")
         assert not self.ended(), self.log[-4000:]
 
     def rss_bytes(self) -> int:
@@ -221,7 +204,7 @@ class Rig:
         self._differences += len(differences)
         assert not differences, "\n".join(differences)
 
-    def settle(self, *, deadline_s: float = RECOVERY_DEADLINE_S) -> list[PartitionStatistics]:
+    def settle(self) -> list[PartitionStatistics]:
         """Wait until the statistics cover every record, and every unit is mature."""
         parts: list[PartitionStatistics] = []
         wanted = ends(self.settings)
@@ -239,7 +222,7 @@ class Rig:
             )
 
         try:
-            wait_for(settled, "everything is applied and mature", deadline_s=deadline_s)
+            wait_for(settled, "everything is applied and mature")
         except AssertionError as error:
             raise AssertionError(f"{error}\nwanted {wanted}\nfound {applied(parts)}") from error
         return parts
@@ -250,7 +233,7 @@ class Rig:
         def enough() -> bool:
             return all(durable_offsets(self.settings).values())
 
-        wait_for(enough, "every partition has a snapshot", deadline_s=START_DEADLINE_S)
+        wait_for(enough, "every partition has a snapshot")
         time.sleep(1)
 
     def findings(self) -> list[str]:

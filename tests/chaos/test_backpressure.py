@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from broker.proxy import Shape
-from broker.worker_process import committed, ends
-from chaos.harness import RECOVERY_DEADLINE_S
+from broker.worker_process import DEADLINE_S, committed, ends
 from chaos.traffic import Mix
 from kafka import KafkaAdminClient
 
@@ -53,7 +52,7 @@ class Watch:
 
     def until_caught_up(self) -> None:
         """Watch until nothing is left."""
-        deadline = time.monotonic() + RECOVERY_DEADLINE_S
+        deadline = time.monotonic() + DEADLINE_S
         while (behind := lag(self._rig.settings)) > 0:
             assert time.monotonic() < deadline, f"{behind} records behind"
             assert not self._worker.ended(), self._worker.log[-3000:]

@@ -65,7 +65,7 @@ def test_killed_between_effects(rig: Rig) -> None:
             rig.faulted()
         rig.note(against_decisions(rig.settings))
     with rig.worker() as last:
-        wait_for(lambda: stopped(rig.settings) == set(names), "every experiment is stopped", deadline_s=120)
+        wait_for(lambda: stopped(rig.settings) == set(names), "every experiment is stopped")
         # More of the same changes no decision.
         for name in names[:2]:
             send_to_one_arm(rig.settings, name, first=UNITS)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from chaos.harness import STOP_DEADLINE_S
 
 if TYPE_CHECKING:
     from chaos.harness import Rig
@@ -30,7 +29,7 @@ def test_a_worker_lives_on_a_full_disk(rig: Rig, full: str) -> None:
             rig.faulted()
             rig.check()
             assert not worker.ended()
-            assert worker.terminate(deadline_s=STOP_DEADLINE_S) == 0
+            assert worker.terminate() == 0
 
 
 @pytest.mark.chaos("disk full: oracle", short=True)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import pytest
 from broker.worker_process import wait_for
 from chaos.audit import against_commits
-from chaos.harness import START_DEADLINE_S, STOP_DEADLINE_S
 
 if TYPE_CHECKING:
     from chaos.harness import Process, Rig
@@ -34,7 +33,6 @@ def test_a_rebalance_storm(rig: Rig) -> None:
                 wait_for(
                     lambda: len(host.events("partitions assigned")) > 1,
                     "a guest has had partitions",
-                    deadline_s=START_DEADLINE_S,
                 )
                 rig.note(list(against_commits(rig.settings)))
         finally:
@@ -52,7 +50,7 @@ def join_or_leave(rig: Rig, guests: list[Process]) -> None:
         if rig.random.random() < 0.5:
             leaving.kill()
         else:
-            leaving.terminate(deadline_s=STOP_DEADLINE_S)
+            leaving.terminate()
         rig.faulted()
     elif len(guests) < MOST_GUESTS:
         guests.append(rig.worker())

@@ -37,7 +37,6 @@ def test_acknowledging_before_the_snapshot_is_found(rig: Rig) -> None:
             wait_for(
                 lambda: any(against_commits(rig.settings)),
                 "a commit is found that no snapshot covers",
-                deadline_s=120,
             )
             worker.kill()
             rig.faulted()
@@ -45,7 +44,7 @@ def test_acknowledging_before_the_snapshot_is_found(rig: Rig) -> None:
             worker.wait_started()
             time.sleep(2)
     with rig.worker(faults=("--acknowledge-first",)):
-        wait_for(lambda: applied_to_the_end(rig), "the worker believes that it is done", deadline_s=120)
+        wait_for(lambda: applied_to_the_end(rig), "the worker believes that it is done")
         findings = rig.findings()
     assert any("engine" in one and "oracle" in one for one in findings), findings
     assert any("records read" in one for one in findings), findings
@@ -63,7 +62,7 @@ def test_applying_again_is_found(rig: Rig) -> None:
         rig.faulted()
     traffic.send(100)
     with rig.worker(faults=("--apply-again",)):
-        wait_for(lambda: applied_to_the_end(rig), "the worker believes that it is done", deadline_s=120)
+        wait_for(lambda: applied_to_the_end(rig), "the worker believes that it is done")
         findings = rig.findings()
     assert any("duplicate" in one for one in findings), findings
     assert any("records read" in one for one in findings), findings

@@ -66,7 +66,7 @@ def test_partitions_added_under_a_running_worker_end_it(rig: Rig, name: str) -> 
         traffic.send(200)
         rig.check()
         add_partitions(rig, name, 5)
-        assert worker.wait_ended(deadline_s=240) == 2, worker.log[-3000:]
+        assert worker.wait_ended() == 2, worker.log[-3000:]
         (failure,) = worker.events("worker failed")
         assert failure["kind"] == "ConfigError"
         assert f"{rig.settings.topic(name)}: partitions: wanted 4, found 5" in failure["error"]

@@ -34,7 +34,7 @@ def wait_taken_over(rig: Rig, heir: Process) -> None:
         loaded = {line["partition"] for line in heir.events("partition loaded")}
         return heir.ended() or loaded == set(range(rig.settings.partitions))
 
-    wait_for(all_loaded, "another worker has all partitions", deadline_s=120)
+    wait_for(all_loaded, "another worker has all partitions")
     assert not heir.ended(), heir.log[-3000:]
 
 
@@ -85,7 +85,7 @@ def test_a_zombie_decides_nothing(rig: Rig, moment: str) -> None:
         send_to_one_arm(rig.settings, SPEC.experiment, first=UNITS)
         with rig.worker() as heir:
             wait_taken_over(rig, heir)
-            wait_for(lambda: bool(stopped(rig.settings)), "the heir decides", deadline_s=120)
+            wait_for(lambda: bool(stopped(rig.settings)), "the heir decides")
             past_the_session(rig)
             believed = list(read_signals(rig.settings))
             configs = records(rig.settings, "config")
