@@ -68,9 +68,9 @@ def _is_wanted(item: pytest.Item) -> bool:
 
 @pytest.fixture(scope="session")
 def _broker(request: pytest.FixtureRequest) -> Iterator[tuple[Node, Proxy]]:
+    from broker.checksums import use_fast_checksums  # noqa: PLC0415
     from broker.kafka_node import Unavailable  # noqa: PLC0415
     from broker.proxy import Proxy  # noqa: PLC0415
-    from chaos.harness import use_fast_checksums  # noqa: PLC0415
     from chaos.node import Node  # noqa: PLC0415
 
     use_fast_checksums()

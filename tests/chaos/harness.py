@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias
 
 import msgspec
-from aiokafka.record._crecords import crc32c_cython
 from broker.worker_process import (
     SPEC,
     WorkerProcess,
@@ -30,7 +29,6 @@ from chaos.audit import against_commits, audit, durable_offsets
 from chaos.report import ClassResult
 from chaos.traffic import Mix, Traffic
 from kafka import KafkaConsumer, TopicPartition
-from kafka.record import default_records
 
 from stream_xp.domain.statistics import PartitionStatistics
 
@@ -46,11 +44,6 @@ if TYPE_CHECKING:
 CHILD: Final = Path(__file__).with_name("child.py")
 Places: TypeAlias = dict[tuple[str, int], int]
 """Next offset of each partition of the raw topics."""
-
-
-def use_fast_checksums() -> None:
-    """Have kafka-python check its batches with aiokafka's compiled CRC: its own takes most of an audit."""
-    default_records.calc_crc32c = crc32c_cython
 
 
 class Process(WorkerProcess):
