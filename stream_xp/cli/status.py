@@ -174,13 +174,16 @@ def _sample_ratio(result: Result) -> list[Text]:
     ratio = result.sample_ratio
     if ratio is None:
         return []
-    verdict = "MISMATCH" if ratio.mismatch else "no mismatch"
+    verdict = "MISMATCH" if ratio.mismatch else "SUSPECTED" if ratio.suspected else "no mismatch"
     text = f"sample ratio: {verdict}, log_e {ratio.log_e:.2f} of {ratio.threshold_log_e:.2f}"
+    if ratio.suspected:
+        text += f" on settled units, {ratio.counted_log_e:.2f} on all: are arms counted at different times?"
     where = [
         Text(f"  {one.segment}: {one.units:,} units, log_e {one.log_e:.2f} of {one.threshold_log_e:.2f}")
         for one in ratio.diagnosis
     ]
-    return [Text(text, style="bold red" if ratio.mismatch else "default"), *where]
+    style = "bold red" if ratio.mismatch else "yellow" if ratio.suspected else "default"
+    return [Text(text, style=style), *where]
 
 
 def _monitors(result: Result) -> list[Text]:

@@ -251,8 +251,12 @@ class SampleRatio(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The sequential sample-ratio test over all weight epochs.
 
     Attributes:
-        diagnosis: of a mismatch, the registered segment values that deviate most, the strongest first. It says where
-            to look and decides nothing.
+        log_e: evidence of the settled units, which no arm can still add to: when an arm is counted changes nothing.
+        mismatch: it is proven on settled units. It stops.
+        diagnosis: of a mismatch, proven or suspected, the registered segment values that deviate most, the strongest
+            first. It says where to look and decides nothing.
+        counted_log_e: evidence of all units counted so far; None from workers that tested nothing else.
+        suspected: it is proven on them and not on settled units: arms may be counted at different times. It holds.
     """
 
     log_e: float
@@ -260,6 +264,8 @@ class SampleRatio(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     threshold_log_e: float
     mismatch: bool
     diagnosis: tuple[SegmentRatio, ...] = ()
+    counted_log_e: float | None = None
+    suspected: bool = False
 
 
 class MonitorName(StrEnum):

@@ -438,7 +438,11 @@ def row_bytes(spec: ExperimentSpec) -> int:
     labels = [f"{name}={value}" for name, values in spec.segments.items() for value in (*values, OTHER)]
     segments, segment_bytes = 1 + len(labels), sum(len(label.encode()) for label in labels)
     arms, arm_bytes = len(spec.arms), sum(len(arm.key) for arm in spec.arms)
-    rows = [(0, _UNIT_DIGITS), *(row for metric in spec.metrics for row in _rows(metric)), *_age_rows(spec)]
+    rows = [
+        (0, 2 * _UNIT_DIGITS),
+        *(row for metric in spec.metrics for row in _rows(metric)),
+        *_age_rows(spec),
+    ]
     keys = arms * segment_bytes + segments * arm_bytes
     return sum(keys + arms * segments * (key_bytes + _FRAME_BYTES + digits) for key_bytes, digits in rows)
 

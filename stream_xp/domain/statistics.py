@@ -16,12 +16,17 @@ ALL = ""
 
 
 class ArmUnits(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """Units exposed to an arm in a weight epoch and segment, crossovers taken out."""
+    """Units exposed to an arm in a weight epoch and segment, crossovers taken out.
+
+    `settled` are those of them whose first exposure nothing admissible can precede any more; 0 from workers that did
+    not say so yet.
+    """
 
     arm: str
     epoch: int
     segment: str
     units: int
+    settled: int = 0
 
 
 class MetricMoments(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -82,7 +87,7 @@ class ExperimentStatistics(msgspec.Struct, frozen=True, kw_only=True):
     Rows are sorted by their key and rows of zeros are left out, so equal statistics have equal bytes.
 
     Attributes:
-        units: per (arm, epoch, segment), units at their first exposure.
+        units: per (arm, epoch, segment), units at their first exposure, and how many of them are settled.
         moments: per (metric, arm, epoch, segment), mature units; of a ratio, its numerator.
         products: of ratios and adjusted metrics, a row for each row of moments.
         events: of counts that fold by first, per (metric, arm, epoch, segment).
@@ -123,6 +128,7 @@ _Table: TypeAlias = dict[MetricKey, tuple[int, ...]]
 def merge(parts: Iterable[ExperimentStatistics]) -> ExperimentStatistics:
     """Sum of statistics of disjoint units, such as the partitions of one experiment."""
     units: Counter[UnitKey] = Counter()
+    settled: Counter[UnitKey] = Counter()
     out_of_range: Counter[str] = Counter()
     histograms: dict[MetricKey, Counter[int]] = {}
     moments: _Table = {}
@@ -134,6 +140,7 @@ def merge(parts: Iterable[ExperimentStatistics]) -> ExperimentStatistics:
     for part in parts:
         for row in part.units:
             units[row.arm, row.epoch, row.segment] += row.units
+            settled[row.arm, row.epoch, row.segment] += row.settled
         for cell in part.moments:
             _add(moments, _key(cell), cell.n, int(cell.s), int(cell.q))
         for pair in part.products:
@@ -149,6 +156,7 @@ def merge(parts: Iterable[ExperimentStatistics]) -> ExperimentStatistics:
             firsts.append(part.first_exposure_ms)
     return build(
         units=units,
+        settled=settled,
         moments=moments,
         products=products,
         events=events,
@@ -172,6 +180,7 @@ def _add(table: _Table, key: MetricKey, *numbers: int) -> None:
 def build(
     *,
     units: Mapping[UnitKey, int],
+    settled: Mapping[UnitKey, int] | None = None,
     moments: Mapping[MetricKey, tuple[int, ...]],
     products: Mapping[MetricKey, tuple[int, ...]] | None = None,
     events: Mapping[MetricKey, tuple[int, ...]] | None = None,
@@ -183,12 +192,16 @@ def build(
 ) -> ExperimentStatistics:
     """Canonical statistics from tables.
 
-    A cell of `moments` is (n, s, q), of `products` (x, xx, xy), of `events` (units, events), of `histograms`
-    units per bin. Products without moments of the same key are left out.
+    `settled` are the settled ones of `units`, all of them where it is None. A cell of `moments` is (n, s, q), of
+    `products` (x, xx, xy), of `events` (units, events), of `histograms` units per bin. Products without moments of the
+    same key are left out.
     """
+    certain = units if settled is None else settled
     filled = {key: {at: n for at, n in sorted(bins.items()) if n} for key, bins in (histograms or {}).items()}
     return ExperimentStatistics(
-        units=tuple(ArmUnits(*key, count) for key, count in sorted(units.items()) if count),
+        units=tuple(
+            ArmUnits(*key, count, certain.get(key, 0)) for key, count in sorted(units.items()) if count
+        ),
         moments=tuple(
             MetricMoments(*key, n, str(s), str(q)) for key, (n, s, q) in sorted(moments.items()) if n
         ),

@@ -46,6 +46,8 @@ from stream_xp.engine.rate_findings import rate_findings
 
 _MOST_NAMED = 5
 """Segment values in the diagnosis of a sample ratio."""
+SUSPECTED = "sample-ratio mismatch, not proven on settled units yet"
+"""Why nothing ships while arms may only be counted at different times."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,25 +237,43 @@ def _arm_results(record: ExperimentRecord, statistics: ExperimentStatistics) -> 
 def _sample_ratios(looks: Sequence[Look]) -> list[SampleRatio | None]:
     """The tilt-mixture test over all weight epochs of each experiment; None while no unit was exposed.
 
+    It is tested on settled units, and on all that are counted. Arms that are counted at different times differ in
+    the latter at every moment, though they have the right shares: such evidence holds, and only that of settled
+    units stops.
+    """
+    settled = [(record, _settled_counts(statistics)) for record, statistics in looks]
+    counted = [(record, unit_counts(statistics)) for record, statistics in looks]
+    log_e = _sample_ratio_log_e([*settled, *counted])
+    return [
+        _sample_ratio(record, of_settled, of_counted, log_e=(on_settled, on_counted))
+        for (record, of_settled), (_, of_counted), on_settled, on_counted in zip(
+            settled, counted, log_e[: len(looks)], log_e[len(looks) :], strict=True
+        )
+    ]
+
+
+def _settled_counts(statistics: ExperimentStatistics) -> Counts:
+    return {(row.arm, row.epoch, row.segment): row.settled for row in statistics.units}
+
+
+def _sample_ratio_log_e(asked: Sequence[tuple[ExperimentRecord, Counts]]) -> list[float]:
+    """The log e-value of each experiment's counts, tested together as arrays.
+
     Where the weights of an epoch depend on a context, each of its values is as an epoch of its own. Coverage has no
     part in it: who does not take part is not exposed. An arm of weight 0 has no place in its multinomial: units
     there are a mismatch in themselves, with no e-value, so that `log_e` can then lie below the threshold.
     """
-    tables = [_assigned(record, statistics) for record, statistics in looks]
-    log_e = np.full(len(looks), -np.inf)
+    log_e = np.full(len(asked), -np.inf)
     shapes: dict[tuple[int, int], list[tuple[int, float, _Table]]] = {}
-    for at, (look, table) in enumerate(zip(looks, tables, strict=True)):
-        for log_share, part in _parts(look[0], table):
+    for at, (record, counts) in enumerate(asked):
+        for log_share, part in _parts(record, counted_by(record.spec, cells(record), counts)):
             shapes.setdefault((len(part[0]), len(part[0][0])), []).append((at, log_share, part))
     for members in shapes.values():
-        counts = np.array([rows for _, _, (rows, _) in members], np.int64)
-        found = stats.sample_ratio_log_e(counts, np.array([weights for _, _, (_, weights) in members]))
+        counts_of = np.array([rows for _, _, (rows, _) in members], np.int64)
+        found = stats.sample_ratio_log_e(counts_of, np.array([weights for _, _, (_, weights) in members]))
         for (at, log_share, _), one in zip(members, found, strict=True):
             log_e[at] = np.logaddexp(log_e[at], log_share + one)
-    return [
-        _sample_ratio(look, float(one), exposed=any(map(any, rows)))
-        for look, one, (rows, _) in zip(looks, log_e, tables, strict=True)
-    ]
+    return [float(one) for one in log_e]
 
 
 _Table: TypeAlias = tuple[list[list[int]], list[list[float]]]
@@ -280,10 +300,6 @@ def _parts(record: ExperimentRecord, table: _Table) -> list[tuple[float, _Table]
     return parts
 
 
-def _assigned(record: ExperimentRecord, statistics: ExperimentStatistics) -> _Table:
-    return counted_by(record.spec, cells(record), unit_counts(statistics))
-
-
 def counted_by(spec: ExperimentSpec, places: Sequence[Cell], counts: Counts) -> _Table:
     """Counts per cell and arm, in the order of the file, without those in arms of weight 0, and the weights."""
     arms = [arm.key for arm in spec.arms]
@@ -298,21 +314,34 @@ def counted_by(spec: ExperimentSpec, places: Sequence[Cell], counts: Counts) -> 
     return rows, weights
 
 
-def _sample_ratio(look: Look, log_e: float, *, exposed: bool) -> SampleRatio | None:
-    record, statistics = look
-    counts = unit_counts(statistics)
-    stray = _stray_units(record, counts)
-    if not exposed and not stray:
+def _sample_ratio(
+    record: ExperimentRecord, settled: Counts, counted: Counts, *, log_e: tuple[float, float]
+) -> SampleRatio | None:
+    """What follows from the log e-values of settled units and of all that are counted."""
+    if not _are_exposed(record, counted):
         return None
     threshold = -math.log(record.spec.sample_ratio_alpha)
-    mismatch = stray or log_e >= threshold
+    proven_on = [
+        one >= threshold or _stray_units(record, counts)
+        for one, counts in zip(log_e, (settled, counted), strict=True)
+    ]
+    mismatch = proven_on[0]
+    suspected = proven_on[1] and not mismatch
     return SampleRatio(
-        log_e=log_e,
-        p_always_valid=stats.p_always_valid(log_e),
+        log_e=log_e[0],
+        p_always_valid=stats.p_always_valid(log_e[0]),
         threshold_log_e=threshold,
         mismatch=mismatch,
-        diagnosis=_diagnosis(record, counts) if mismatch else (),
+        diagnosis=_diagnosis(record, counted if suspected else settled) if mismatch or suspected else (),
+        counted_log_e=log_e[1],
+        suspected=suspected,
     )
+
+
+def _are_exposed(record: ExperimentRecord, counted: Counts) -> bool:
+    """Whether there are units in a place that the record knows."""
+    places = {(arm.key, cell.epoch, cell.segment) for cell in cells(record) for arm in record.spec.arms}
+    return any(units > 0 and key in places for key, units in counted.items())
 
 
 def _diagnosis(record: ExperimentRecord, counts: Counts) -> tuple[SegmentRatio, ...]:
@@ -346,7 +375,9 @@ def _stray_units(record: ExperimentRecord, counts: Counts) -> bool:
 
 
 def _sample_ratio_faults(ratio: SampleRatio | None) -> list[str]:
-    return ["sample-ratio mismatch"] if ratio is not None and ratio.mismatch else []
+    if ratio is None or not (ratio.mismatch or ratio.suspected):
+        return []
+    return ["sample-ratio mismatch" if ratio.mismatch else SUSPECTED]
 
 
 def _crossover_faults(spec: ExperimentSpec, arms: Sequence[ArmResult], crossovers: int) -> list[str]:

@@ -33,8 +33,9 @@ OVERFLOW = 2**61
     IDS_EXPOSURES,
     IDS_REWARDS,
     FAULT,
-) = range(12)
-SCALARS = 12
+    FRESH,
+) = range(13)
+SCALARS = 13
 
 # Where the outcomes stand in State.exposure_outcomes and reward_outcomes; the order of domain.statistics.Outcomes.
 (
@@ -188,6 +189,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "lookup": np.dtype(np.int32),
     "rows": ROW,
     "due": TIMED,
+    "fresh": TIMED,
     "waiting": TIMED,
     "pool": REWARD,
     "exposure_ids": IDENTITY,
@@ -208,11 +210,13 @@ class State(NamedTuple):
         rows: (slot, unit) pairs in order of first sight, 40 bytes each. `values` is where the unit's words begin.
         values: the quantised values of all rows, `slots.width` words each.
         due: heap of when rows mature next.
+        fresh: heap of units that are not settled, by the time of their first exposure; `at` is their row.
         waiting: heap of rewards by event time; `at` is their place in `pool`. Unused places of the pool are in
             `free` and have the event time NEVER.
         exposure_ids, reward_ids: ids seen with their event time, in order of first sight.
         exposure_table, reward_table: open addressing, place + 1 of an id; 0 is empty.
         units: units per (slot, epoch, arm, segment cell).
+        unsettled: those of them that are not settled, at the same places.
         moments: the words of a cell (CELL_WORDS) per (slot, epoch, metric, arm, segment cell).
         tallies: per slot; `units` is how many there have been, `rows` how many of them are held, `over_limit` how
             many exposures were refused because there were too many. out_of_range: per row of `Layout.metrics`.
@@ -223,6 +227,7 @@ class State(NamedTuple):
     rows: npt.NDArray[np.void]
     values: Int64
     due: npt.NDArray[np.void]
+    fresh: npt.NDArray[np.void]
     waiting: npt.NDArray[np.void]
     free: Int64
     pool: npt.NDArray[np.void]
@@ -231,6 +236,7 @@ class State(NamedTuple):
     exposure_table: npt.NDArray[np.int32]
     reward_table: npt.NDArray[np.int32]
     units: Int64
+    unsettled: Int64
     moments: Int64
     tallies: npt.NDArray[np.void]
     out_of_range: Int64
@@ -469,13 +475,22 @@ def _cells(layout, slot, segment, cells):
 
 
 @_compiled
-def _count_unit(layout, state, row, cells, sign):
-    """Add a unit to, or take it from, the units of its arm, epoch and segments."""
+def _unit_cells(layout, state, row):
+    """Where the units of the unit's epoch and arm begin."""
     slot = state.rows[row].slot
     base = layout.epochs[layout.slots[slot].epoch_start + state.rows[row].epoch].units
-    base += state.rows[row].arm * layout.slots[slot].cells
+    return base + state.rows[row].arm * layout.slots[slot].cells
+
+
+@_compiled
+def _count_unit(layout, state, row, lateness_ms, cells, sign):
+    """Add a unit to, or take it from, the units of its arm, epoch and segments."""
+    slot = state.rows[row].slot
+    base = _unit_cells(layout, state, row)
+    unsettled = sign * np.int64(_t0_ms(state, row) + lateness_ms >= state.scalars[WATERMARK])
     for c in range(_cells(layout, slot, state.rows[row].segment, cells)):
         state.units[base + cells[c]] += sign
+        state.unsettled[base + cells[c]] += unsettled
     state.tallies[slot].dirty = 1
 
 
@@ -559,6 +574,13 @@ def _await_maturity(layout, state, row, lateness_ms):
 
 
 @_compiled
+def _await_last_exposures(state, row):
+    """Note that an exposure before the unit's first may still come: whoever counts the unit is at its t0."""
+    _push(state.fresh, state.scalars[FRESH], _t0_ms(state, row), row)
+    state.scalars[FRESH] += 1
+
+
+@_compiled
 def _new_row(layout, state, at, slot, u0, u1, arm, epoch, segment, time_ms):
     row = state.scalars[ROWS]
     state.scalars[ROWS] += 1
@@ -581,10 +603,10 @@ def _new_row(layout, state, at, slot, u0, u1, arm, epoch, segment, time_ms):
 
 
 @_compiled
-def _cross_over(layout, state, row, cells):
+def _cross_over(layout, state, row, lateness_ms, cells):
     """Take back all that the unit has contributed."""
     slot = state.rows[row].slot
-    _count_unit(layout, state, row, cells, -1)
+    _count_unit(layout, state, row, lateness_ms, cells, -1)
     n = _cells(layout, slot, state.rows[row].segment, cells)
     for metric in range(layout.slots[slot].metric_start, layout.slots[slot + 1].metric_start):
         # Stages that are over, and all that counts at once.
@@ -622,26 +644,28 @@ def _expose(
     if row < 0:
         row = _new_row(layout, state, at, slot, u0, u1, arm, epoch, segment, time_ms)
         _keep_covariate(layout, state, row, covariate)
-        _count_unit(layout, state, row, cells, 1)
+        _count_unit(layout, state, row, lateness_ms, cells, 1)
+        _await_last_exposures(state, row)
         _await_maturity(layout, state, row, lateness_ms)
         state.tallies[slot].units += 1
         state.tallies[slot].rows += 1
         state.exposure_outcomes[COUNTED] += 1
         return
     if state.rows[row].arm != CROSSED and state.rows[row].arm != arm:
-        _cross_over(layout, state, row, cells)
+        _cross_over(layout, state, row, lateness_ms, cells)
     if state.rows[row].arm != CROSSED and time_ms < _t0_ms(state, row):
         # Nothing but the unit itself has been counted yet. This exposure was admitted, so time_ms + lateness >=
         # watermark. Every event that the unit has had settled happened at or after the old t0 > time_ms, and was
         # settled when its time + lateness was below the watermark: there is none. A stage that is over ended at
-        # t0 + window + lateness <= watermark: there is none either.
-        _count_unit(layout, state, row, cells, -1)
+        # t0 + window + lateness <= watermark: there is none either. Nor is the unit settled, before or after.
+        _count_unit(layout, state, row, lateness_ms, cells, -1)
         state.rows[row].epoch = epoch
         state.rows[row].segment = segment
         _keep_covariate(layout, state, row, covariate)
-        _count_unit(layout, state, row, cells, 1)
+        _count_unit(layout, state, row, lateness_ms, cells, 1)
     if time_ms < _t0_ms(state, row):
         _set_t0_ms(state, row, time_ms)
+        _await_last_exposures(state, row)
         _await_maturity(layout, state, row, lateness_ms)
     state.rows[row].exposures += 1
     if state.rows[row].arm == CROSSED:
@@ -905,6 +929,25 @@ def _settle_rewards(layout, state, watermark_ms, lateness_ms, cells):
 
 
 @_compiled
+def _settle_units(layout, state, watermark_ms, lateness_ms, cells):
+    """Let every unit be settled whose first exposure no admissible one can precede any more."""
+    scalars = state.scalars
+    while scalars[FRESH] > 0 and state.fresh[0].ms + lateness_ms < watermark_ms:
+        t0_ms = state.fresh[0].ms
+        row = state.fresh[0].at
+        _pop(state.fresh, scalars[FRESH], None)
+        scalars[FRESH] -= 1
+        # An entry that no longer fits was left behind when an earlier exposure moved t0.
+        if state.rows[row].arm == CROSSED or t0_ms != _t0_ms(state, row):
+            continue
+        slot = state.rows[row].slot
+        base = _unit_cells(layout, state, row)
+        for c in range(_cells(layout, slot, state.rows[row].segment, cells)):
+            state.unsettled[base + cells[c]] -= 1
+        state.tallies[slot].dirty = 1
+
+
+@_compiled
 def _mature_units(layout, state, watermark_ms, lateness_ms, cells):
     """Let every unit whose window is over enter the moments, once for each stage."""
     scalars = state.scalars
@@ -932,10 +975,11 @@ def _mature_units(layout, state, watermark_ms, lateness_ms, cells):
 
 @_compiled
 def advance(layout, state, watermark_ms, lateness_ms, cells):
-    """Move the watermark on: settle rewards, then let units mature."""
+    """Move the watermark on: settle units and rewards, then let units mature."""
     if watermark_ms <= state.scalars[WATERMARK]:
         return
     state.scalars[WATERMARK] = watermark_ms
+    _settle_units(layout, state, watermark_ms, lateness_ms, cells)
     _settle_rewards(layout, state, watermark_ms, lateness_ms, cells)
     _mature_units(layout, state, watermark_ms, lateness_ms, cells)
 
@@ -977,6 +1021,19 @@ def await_maturity(layout, state, lateness_ms):
     state.scalars[DUE] = 0
     for row in range(state.scalars[ROWS]):
         _await_maturity(layout, state, row, lateness_ms)
+
+
+@_compiled
+def await_last_exposures(layout, state, lateness_ms, cells):
+    """Count the units that are not settled, and note each; none was counted before."""
+    state.scalars[FRESH] = 0
+    for row in range(state.scalars[ROWS]):
+        if state.rows[row].arm == CROSSED or _t0_ms(state, row) + lateness_ms < state.scalars[WATERMARK]:
+            continue
+        base = _unit_cells(layout, state, row)
+        for c in range(_cells(layout, state.rows[row].slot, state.rows[row].segment, cells)):
+            state.unsettled[base + cells[c]] += 1
+        _await_last_exposures(state, row)
 
 
 @_compiled

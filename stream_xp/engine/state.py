@@ -14,6 +14,7 @@ from stream_xp.domain.statistics import (
     PartitionStatistics,
     Progress,
     Rules,
+    UnitKey,
     build,
 )
 from stream_xp.engine import kernels
@@ -35,7 +36,7 @@ RELEASE_SHARE = 8
 BEHIND_LIMIT = 10_000
 """Offsets listed in behind_watermark; more means that clocks disagree grossly, and the partition stops."""
 
-_GROWN_WITH_REGISTRY = ("units", "moments", "tallies", "out_of_range")
+_GROWN_WITH_REGISTRY = ("units", "unsettled", "moments", "tallies", "out_of_range")
 
 
 class PartitionState:
@@ -149,6 +150,7 @@ class PartitionState:
         metrics = len(self._layout.metrics)
         sizes = {
             "units": self.pools.units_size,
+            "unsettled": self.pools.units_size,
             "moments": self.pools.moments_size,
             "out_of_range": metrics,
         }
@@ -190,8 +192,10 @@ class PartitionState:
         first_ms = int(self.arrays["tallies"]["first_exposure_ms"][slot.index])
         first_metric = self.first_metric(slot)
         refused = self.arrays["out_of_range"][first_metric : first_metric + len(slot.spec.metrics)].tolist()
+        units, settled = self._unit_tables(slot)
         return build(
-            units=self._unit_table(slot),
+            units=units,
+            settled=settled,
             **self._metric_tables(slot),
             crossover_units=int(self.arrays["tallies"]["crossover_units"][slot.index]),
             first_exposure_ms=None if first_ms == FOREVER else first_ms,
@@ -229,17 +233,20 @@ class PartitionState:
             held: rows, values, ids, the rewards that wait in order of offset, scalars and outcomes.
         """
         self.arrays |= held
+        # A snapshot of before a scalar was added: what follows from the rest has its place behind.
+        self._grow("scalars", kernels.SCALARS, exact=True)
         self.arrays["scalars"][kernels.POOL] = len(held["pool"])
         for ids, counter in (("exposure_ids", kernels.IDS_EXPOSURES), ("reward_ids", kernels.IDS_REWARDS)):
             self.arrays["scalars"][counter] = len(held[ids])
             self._enter_ids(ids, counter, horizon_ms=NEVER)
         rows = self.units + self.units // SPARE_SHARE
-        for name, size in (("due", rows), ("waiting", len(held["pool"])), ("free", len(held["pool"]))):
+        waiting = len(held["pool"])
+        for name, size in (("due", rows), ("fresh", rows), ("waiting", waiting), ("free", waiting)):
             self.arrays[name] = _empty(name, size)
         self._grow("rows", rows)
         self._grow("values", self._scalar(kernels.VALUES) * rows // max(self.units, 1))
         self._enter_rows(rows * 10 // 6 + 1)
-        kernels.await_maturity(self._layout, self._state(), self.allowed_lateness_ms)
+        self._await()
         kernels.await_settling(self._state())
         tallies = self.arrays["tallies"]
         tallies["dirty"] = tallies["first_exposure_ms"] != FOREVER
@@ -301,6 +308,12 @@ class PartitionState:
         ended[over] = 1
         kernels.release(self._layout, self._state(), ended)
         self._enter_rows(len(self.arrays["lookup"]))
+        self._await()
+
+    def _await(self) -> None:
+        """Note of every row when it is settled, and when it matures."""
+        self.arrays["unsettled"][:] = 0
+        kernels.await_last_exposures(self._layout, self._state(), self.allowed_lateness_ms, self._cells)
         kernels.await_maturity(self._layout, self._state(), self.allowed_lateness_ms)
 
     def _ended(self) -> list[Slot]:
@@ -322,14 +335,18 @@ class PartitionState:
                 f"partition holds ({kernels.MAX_ROWS} and {kernels.MAX_WORDS}); use more partitions"
             )
 
-    def _unit_table(self, slot: Slot) -> dict[tuple[str, int, str], int]:
-        table = {}
+    def _unit_tables(self, slot: Slot) -> tuple[dict[UnitKey, int], dict[UnitKey, int]]:
+        """Units by arm, epoch and segment, and those of them that are settled."""
+        table: dict[UnitKey, int] = {}
+        settled: dict[UnitKey, int] = {}
         for epoch, keys in enumerate(self._arm_cells(slot)):
             base = self.pools.units[slot.index, epoch]
             counts = self.arrays["units"][base : base + len(keys)]
+            unsettled = self.arrays["unsettled"][base : base + len(keys)]
             for at in np.flatnonzero(counts).tolist():
                 table[keys[at]] = int(counts[at])
-        return table
+                settled[keys[at]] = int(counts[at] - unsettled[at])
+        return table, settled
 
     def _metric_tables(self, slot: Slot) -> dict[str, dict[MetricKey, Any]]:
         """The tables `moments`, `products`, `events` and `histograms` of `build`."""
@@ -368,6 +385,7 @@ class PartitionState:
             self._grow("rows", needed)
             self._grow("values", self._scalar(kernels.VALUES) + rows * width)
             self._grow("due", self._scalar(kernels.DUE) + rows)
+            self._grow("fresh", self._scalar(kernels.FRESH) + rows)
             self._grow_lookup(needed)
         if rewards:
             for name in ("pool", "free", "waiting"):

@@ -142,6 +142,9 @@ def history_of(
     crossed = standing.crossed[firsts.unit]
     clean = firsts.take(~crossed)
     units = {cell: _counts(clean.event_ms[rows], marks) for cell, rows in _cells(clean, spec)}
+    # A unit is settled once the lateness has passed, and not yet at the very millisecond.
+    settled_ms = clean.event_ms + scenario.allowed_lateness_ms + 1
+    settled = {cell: _counts(settled_ms[rows], marks) for cell, rows in _cells(clean, spec)}
     moments = {}
     for position, metric in enumerate(spec.metrics):
         steps = _unit_values(standing, index, position, metric)[clean.unit]
@@ -155,6 +158,7 @@ def history_of(
     return [
         build(
             units={cell: int(counts[look]) for cell, counts in units.items()},
+            settled={cell: int(counts[look]) for cell, counts in settled.items()},
             moments={cell: sums[look] for cell, sums in moments.items()},
             crossover_units=int(crossovers[look]),
             first_exposure_ms=start_ms + first_ms if first_ms <= min(mark, FOREVER - 1) else None,

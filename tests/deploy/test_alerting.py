@@ -314,7 +314,7 @@ def test_a_breach_fires_in_alertmanager_and_health_does_not(
                 assert_harm_fires(watched, harmed)
             assert_metrics_are_those_of_the_definitions(address)
             wait_for(lambda: not watched.faults(), "the worker is scraped and every rule was evaluated")
-        assert worker.terminate(deadline_s=20) == 0, worker.log
+        assert worker.terminate() == 0, worker.log
 
 
 def assert_health_is_quiet(watched: Monitoring) -> None:

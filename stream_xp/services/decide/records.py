@@ -87,7 +87,7 @@ def _check_numbers(record: PartitionStatistics) -> None:
     check_range(
         statistics.crossover_units,
         statistics.over_limit,
-        *(number for row in statistics.units for number in (row.epoch, row.units)),
+        *(number for row in statistics.units for number in (row.epoch, row.units, row.settled)),
         *(number for row in statistics.moments for number in (row.epoch, row.n)),
         *(number for row in statistics.events for number in (row.epoch, row.events)),
         *(number for row in statistics.histograms for pair in row.bins for number in pair),
@@ -99,6 +99,8 @@ def _check_numbers(record: PartitionStatistics) -> None:
 
 def _check_rows(statistics: ExperimentStatistics) -> None:
     """Raise ValueError where numbers are none that units could have given."""
+    if any(row.settled > row.units for row in statistics.units):
+        raise ValueError("there cannot be more settled units than units")
     moments = {}
     for row in statistics.moments:
         moments[row.metric, row.arm, row.epoch, row.segment] = Moments(row.n, int(row.s), int(row.q))

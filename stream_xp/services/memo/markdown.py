@@ -166,7 +166,7 @@ def _ratio(memo: Memo) -> str:
     ratio = memo.seen.sample_ratio
     if ratio is None:
         return "not tested"
-    verdict = "mismatch" if ratio.mismatch else "no mismatch"
+    verdict = "mismatch" if ratio.mismatch else "suspected" if ratio.suspected else "no mismatch"
     return f"{verdict} (log_e {ratio.log_e:.2f} of {ratio.threshold_log_e:.2f})"
 
 

@@ -39,11 +39,12 @@ def outcome_mismatch(topic: str, engine: Outcomes, oracle: Outcomes) -> Mismatch
 
 
 def _mismatches(engine: ExperimentStatistics, oracle: ExperimentStatistics) -> Iterator[Mismatch]:
-    units, ours = ({row[:-1]: row[-1] for row in _rows(one.units)} for one in (engine, oracle))
+    units, ours = ({row[:3]: row[3:] for row in _rows(one.units)} for one in (engine, oracle))
     for arm, epoch, segment in sorted(units.keys() | ours.keys()):
-        found = units.get((arm, epoch, segment), 0), ours.get((arm, epoch, segment), 0)
-        if found[0] != found[1]:
-            yield Mismatch("units", str(found[0]), str(found[1]), arm=arm, epoch=epoch, segment=segment)
+        found = (side.get((arm, epoch, segment), (0, 0)) for side in (units, ours))
+        for name, theirs, own in zip(("units", "settled"), *found, strict=True):
+            if theirs != own:
+                yield Mismatch(name, str(theirs), str(own), arm=arm, epoch=epoch, segment=segment)
     for table in ("moments", "products", "events"):
         yield from _cell_mismatches(table, getattr(engine, table), getattr(oracle, table))
     yield from _histogram_mismatches(engine, oracle)

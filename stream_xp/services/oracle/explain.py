@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, cast
 
 import msgspec
 
+from stream_xp.domain.statistics import ArmUnits
 from stream_xp.services.oracle.recompute import (
     EXPOSURES,
     REWARDS,
@@ -112,7 +113,9 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
 
 def cells(statistics: ExperimentStatistics) -> Cells:
     """Return the numbers of statistics that add up over units, zeros left out."""
-    found: Cells = {("units", *_key(row)): row.units for row in statistics.units}
+    found: Cells = {}
+    for units in statistics.units:
+        found |= {(name, *_key(units)): getattr(units, name) for name in _OF_UNITS}
     for table in ("moments", "products", "events"):
         for row in getattr(statistics, table):
             names = row.__struct_fields__[4:]
@@ -126,9 +129,9 @@ def cells(statistics: ExperimentStatistics) -> Cells:
 
 
 def _key(row: msgspec.Struct) -> tuple[Any, ...]:
-    """Return the key of a row; units have no metric, and one number."""
+    """Return the key of a row; units have no metric."""
     fields: tuple[Any, ...] = msgspec.structs.astuple(row)
-    return fields[:3] if len(fields) == 4 else fields[:4]
+    return fields[:3] if isinstance(row, ArmUnits) else fields[:4]
 
 
 def minus(left: Cells, right: Cells) -> Cells:
@@ -259,7 +262,7 @@ class Search:
 
     def _concerns(self, unit: _Unit) -> bool:
         """Whether a change of the unit can move an arm that differs."""
-        arms = {key[-4] if key[0] != "units" else key[1] for key in self._wanted if _has_arm(key)}
+        arms = {key[-4] if key[0] not in _OF_UNITS else key[1] for key in self._wanted if _has_arm(key)}
         own = {one.event.arm for one in (*unit.exposures, *unit.refused_exposures)}
         return not arms or bool(arms & own)
 
@@ -279,7 +282,7 @@ class Search:
                 yield self._suspect(Effect.LET_IN, REWARDS, one), unit._replace(rewards=(*unit.rewards, one))
 
     def _exposure_guesses(self, unit: _Unit) -> Iterator[tuple[Suspect, _Unit]]:
-        counts = any(key[0] in ("units", "crossover_units") for key in self._wanted)
+        counts = any(key[0] in (*_OF_UNITS, "crossover_units") for key in self._wanted)
         if counts or len(unit.exposures) > 1:
             for at, one in enumerate(unit.exposures):
                 rest = unit.exposures[:at] + unit.exposures[at + 1 :]
@@ -317,12 +320,14 @@ class Search:
                 yield found
 
 
+_OF_UNITS = ("units", "settled")
+"""The numbers of a row of units."""
 _TABLES = ("moments", "products", "events", "histograms")
 _ORDERS = ((REWARDS,), (EXPOSURES,), (EXPOSURES, REWARDS))
 
 
 def _has_arm(key: tuple[Any, ...]) -> bool:
-    return key[0] == "units" or key[0] in _TABLES
+    return key[0] in _OF_UNITS or key[0] in _TABLES
 
 
 def _sum(cut: Cut) -> int:
@@ -481,7 +486,7 @@ def _counts_in(mismatch: Mismatch, stream: StreamName) -> bool:
     """Whether rewards of the stream take part in the value; those of a bucket of age have rows of their own."""
     metric, which = stream
     rows = metric if which in ("numerator", "denominator") or mismatch.what == "out_of_range" else which
-    return mismatch.metric in (None, rows) and mismatch.what != "units"
+    return mismatch.metric in (None, rows) and mismatch.what not in _OF_UNITS
 
 
 def _in_units(screening: Screening, one: Admitted[Any], units: Collection[str], version: VersionKey) -> bool:

@@ -29,7 +29,7 @@ from stream_xp.domain.experiment import (
     WeightEpoch,
     record_rules,
 )
-from stream_xp.domain.statistics import ALL, ExperimentStatistics, MetricKey, Outcomes, build
+from stream_xp.domain.statistics import ALL, ExperimentStatistics, MetricKey, Outcomes, UnitKey, build
 from stream_xp.errors import Reason, RecordRejected
 
 if TYPE_CHECKING:
@@ -649,10 +649,12 @@ def _statistics(
     design: ExperimentSpec, population: Mapping[str, Unit], hits: Hits, rules: Lateness, *, over_limit: int
 ) -> ExperimentStatistics:
     clean = {name: unit for name, unit in population.items() if not unit.crossover}
-    units: dict[tuple[str, int, str], int] = defaultdict(int)
+    units: dict[UnitKey, int] = defaultdict(int)
+    settled: dict[UnitKey, int] = defaultdict(int)
     for unit in clean.values():
         for segment in unit.segments:
             units[unit.arm, unit.epoch, segment] += 1
+            settled[unit.arm, unit.epoch, segment] += rules.passed(unit.t0_ms)
     tables = _Tables()
     for metric in design.metrics:
         mature = {name for name, unit in clean.items() if rules.mature(unit.t0_ms + metric.window_ms)}
@@ -661,6 +663,7 @@ def _statistics(
         _enter_ages(tables, aged(design, metric), clean, hits, rules)
     return build(
         units=units,
+        settled=settled,
         moments=tables.moments,
         products=tables.products,
         events=tables.events,

@@ -127,6 +127,7 @@ def _sample_ratio(result: Result) -> dict[str, Any]:
         "log_e": test.log_e if test else None,
         "p": test.p_always_valid if test else None,
         "mismatch": test.mismatch if test else False,
+        "suspected": test.suspected if test else False,
     }
 
 

@@ -289,6 +289,10 @@ def _assumed(result: Result) -> str | None:
             ),
             ("the first offsets", any(_without_start(one) for one in result.offsets.values())),
             ("the weight epochs", result.weight_epochs is None),
+            (
+                "the settled units",
+                result.sample_ratio is not None and result.sample_ratio.counted_log_e is None,
+            ),
         )
         if missing
     ]

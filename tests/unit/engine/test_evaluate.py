@@ -11,6 +11,7 @@ from stream_xp.domain.experiment import ExperimentRecord, ExperimentSpec, Weight
 from stream_xp.domain.statistics import build, merge
 from stream_xp.engine.design import pair_sample
 from stream_xp.engine.evaluate import evaluate, evaluate_all, proven
+from stream_xp.engine.policy import stop
 
 PRIMARY = {
     "key": "play",
@@ -46,8 +47,11 @@ def record(*metrics, weights=EVEN, epochs=None, **fields):
     return ExperimentRecord(spec=spec, epochs=tuple(listed), design_hash=spec.design_hash())
 
 
-def statistics(cells, *, units=None, crossover_units=0):
-    """Statistics from {(metric, arm, epoch): (n, s) or (n, s, q)}; units are those of the first metric."""
+def statistics(cells, *, units=None, settled=None, crossover_units=0):
+    """Statistics from {(metric, arm, epoch): (n, s) or (n, s, q)}; units are those of the first metric.
+
+    All of them are settled where nothing else is said.
+    """
     moments = {(m, a, e, ""): (*v, v[1])[:3] if len(v) == 2 else v for (m, a, e), v in cells.items()}
     seen = {}
     for (_, arm, epoch, _), (n, _, _) in moments.items():
@@ -55,7 +59,12 @@ def statistics(cells, *, units=None, crossover_units=0):
     if units is not None:
         seen = {(arm, epoch, ""): n for (arm, epoch), n in units.items()}
     return build(
-        units=seen, moments=moments, crossover_units=crossover_units, first_exposure_ms=0, out_of_range={}
+        units=seen,
+        settled=None if settled is None else {(arm, epoch, ""): n for (arm, epoch), n in settled.items()},
+        moments=moments,
+        crossover_units=crossover_units,
+        first_exposure_ms=0,
+        out_of_range={},
     )
 
 
@@ -416,6 +425,7 @@ def test_the_sample_ratio_is_tested_by_epoch():
         p_always_valid=found.p_always_valid,
         threshold_log_e=pytest.approx(math.log(500)),
         mismatch=False,
+        counted_log_e=found.log_e,
     )
     # The totals of the ramp under its last weights would be a mismatch.
     pooled = statistics({}, units={("a", 0): 14_000, ("b", 0): 6000})
@@ -426,6 +436,52 @@ def test_units_that_have_not_matured_count_for_the_sample_ratio():
     evaluation = evaluate(record(), statistics({}, units={("a", 0): 6000, ("b", 0): 5000}))
     assert evaluation.sample_ratio.mismatch
     assert evaluation.metrics[0].note == stats.TOO_FEW_UNITS
+
+
+def test_a_mismatch_among_units_that_are_not_settled_holds_and_does_not_stop():
+    counted, fair = {("a", 0): 6000, ("b", 0): 5000}, {("a", 0): 4010, ("b", 0): 3990}
+    evaluation = evaluate(record(), statistics({}, units=counted, settled=fair))
+    ratio = evaluation.sample_ratio
+    assert (ratio.mismatch, ratio.suspected) == (False, True)
+    assert ratio.log_e == stats.sample_ratio([[4010, 3990]], [[0.5, 0.5]]).log_e < ratio.threshold_log_e
+    assert ratio.counted_log_e == stats.sample_ratio([[6000, 5000]], [[0.5, 0.5]]).log_e
+    assert ratio.counted_log_e >= ratio.threshold_log_e
+    assert evaluation.invalid == ("sample-ratio mismatch, not proven on settled units yet",)
+    assert stop(evaluation) is None
+    # The late arm has caught up among all units, and those that are settled prove it: the evidence of these decides.
+    turned = evaluate(record(), statistics({}, units={("a", 0): 6000, ("b", 0): 6000}, settled=counted))
+    assert (turned.sample_ratio.mismatch, turned.sample_ratio.suspected) == (True, False)
+    assert stop(turned).reason.startswith("sample-ratio mismatch: log_e ")
+
+
+def test_units_of_a_worker_that_names_no_settled_ones_hold_and_do_not_stop():
+    evaluation = evaluate(record(), statistics({}, units={("a", 0): 6000, ("b", 0): 5000}, settled={}))
+    assert evaluation.sample_ratio.log_e == pytest.approx(0.0, abs=1e-9)
+    assert evaluation.sample_ratio.suspected
+    assert stop(evaluation) is None
+
+
+def test_a_suspicion_is_diagnosed_on_the_units_that_it_is_about():
+    one = record(segments={"os": ["tv"]})
+    counted = {("a", 0, ""): 6000, ("b", 0, ""): 5000, ("a", 0, "os=tv"): 2000, ("b", 0, "os=tv"): 1000}
+    settled = dict.fromkeys(counted, 900)
+    found = build(
+        units=counted, settled=settled, moments={}, crossover_units=0, first_exposure_ms=0, out_of_range={}
+    )
+    (tv,) = evaluate(one, found).sample_ratio.diagnosis
+    assert (tv.segment, tv.units) == ("os=tv", 3000)
+
+
+def test_a_unit_in_an_arm_of_weight_zero_is_none_as_long_as_an_earlier_exposure_may_come():
+    units = {("a", 0): 500, ("b", 0): 500, ("c", 0): 1}
+    one = record(weights=THREE[1], epochs=THREE)
+    for settled, words in (
+        (0, "sample-ratio mismatch, not proven on settled units yet"),
+        (1, "sample-ratio mismatch"),
+    ):
+        found = evaluate(one, statistics({}, units=units, settled=units | {("c", 0): settled}))
+        assert found.sample_ratio.mismatch == bool(settled)
+        assert found.invalid == (words,)
 
 
 THREE = [{"a": 0.5, "b": 0.5, "c": 0.0}, {"a": 0.4, "b": 0.3, "c": 0.3}]

@@ -372,10 +372,12 @@ def test_a_number_that_could_not_go_on_is_refused(log: Log, number: int) -> None
 
 
 FOREIGN = {
-    "another arm": (b'["a",0,"",200]', b'["z",0,"",200]'),
-    "another segment": (b'["a",0,"",200]', b'["a",0,"x=y",200]'),
-    "negative units": (b'["a",0,"",200]', b'["a",0,"",-1]'),
-    "units beyond any": (b'["a",0,"",200]', b'["a",0,"",9007199254740993]'),
+    "another arm": (b'["a",0,"",200,200]', b'["z",0,"",200,200]'),
+    "another segment": (b'["a",0,"",200,200]', b'["a",0,"x=y",200,200]'),
+    "negative units": (b'["a",0,"",200,200]', b'["a",0,"",-1,-1]'),
+    "units beyond any": (b'["a",0,"",200,200]', b'["a",0,"",9007199254740993,200]'),
+    "more settled units than units": (b'["a",0,"",200,200]', b'["a",0,"",200,201]'),
+    "settled units below none": (b'["a",0,"",200,200]', b'["a",0,"",200,-1]'),
     "refusals below none": (b'"out_of_range":{},"over_limit":0', b'"out_of_range":{},"over_limit":-1'),
     "another metric": (b'"moments":[]', b'"moments":[["zz","a",0,"",2,"1","1"]]'),
     "a sum beyond any": (b'"moments":[]', b'"moments":[["click","a",0,"",1,"%s","%s"]]'),
@@ -406,14 +408,14 @@ def test_statistics_of_a_weight_epoch_that_is_not_known_yet_are_invalid_until_it
     async def scenario() -> None:
         specs = Specs(1)
         decide = stage(log, specs)
-        await look(decide, statistics(400, **EVEN).replace(b',0,"",200]', b',1,"",200]'))
+        await look(decide, statistics(400, **EVEN).replace(b',0,"",200,200]', b',1,"",200,200]'))
         assert log.results()[-1].invalid[0] == "units of an unknown weight epoch: 1"
         known = entry().record
         assert known is not None
         later = WeightEpoch(epoch=1, weights=known.spec.weights, effective_ms=1)
         newer = msgspec.structs.replace(known, epochs=(*known.epochs, later))
         specs.registry.add([Entry(offset=9, experiment="exp", in_force_ms=9, record=newer)])
-        await look(decide, statistics(402, **EVEN).replace(b',0,"",200]', b',1,"",200]'))
+        await look(decide, statistics(402, **EVEN).replace(b',0,"",200,200]', b',1,"",200,200]'))
         assert not any("weight epoch" in reason for reason in log.results()[-1].invalid)
 
     asyncio.run(scenario())
