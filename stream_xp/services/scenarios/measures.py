@@ -118,6 +118,7 @@ _NOTHING = RunOutcome(
     on_best_at_end=0.0,
     best_at_end=False,
     shipped_best=False,
+    suspected=False,
     naive={test.value: (None, 0.0) for test in TESTS},
     context_free=(0.0, 0.0),
 )
@@ -134,15 +135,7 @@ def _measures(world: World, runs: Sequence[RunOutcome]) -> tuple[Measure, ...]:
         _rate("false_claims", [run.erred for run in runs]),
         *_quantiles("ended_h", [_hours(run.ended_ms) for run in runs]),
     ]
-    if world.spec.guardrails:
-        found.append(_rate("false_safe", [run.unsafe for run in runs]))
-    if world.spec.primaries:
-        found.append(_rate("shipped_best", [run.shipped_best for run in runs]))
-    if world.spec.conclusion is not None and world.spec.conclusion.futility:
-        found.append(_rate("futile", [run.futile for run in runs]))
-    if world.spec.ramp is not None:
-        last = len(world.spec.ramp.stages) - 1
-        found.append(_rate("reached_last_stage", [run.stage == last for run in runs]))
+    found += _of_spec(world, runs)
     if can_harm:
         # A run that was stopped before the harm began has no delay, and cost no unit.
         harmful = [run for run in runs if run.onset_ms is not None and not _before(run, _stopped_ms(run))]
@@ -157,6 +150,23 @@ def _measures(world: World, runs: Sequence[RunOutcome]) -> tuple[Measure, ...]:
         others = np.array([run.context_free or (math.nan, math.nan) for run in runs])
         found += [_mean("context_free.regret", others[:, 0]), _mean("context_free.on_best", others[:, 1])]
     return tuple(found)
+
+
+def _of_spec(world: World, runs: Sequence[RunOutcome]) -> list[Measure]:
+    """Measures of what only some experiments have, or some traffic."""
+    found = []
+    if world.spec.guardrails:
+        found.append(_rate("false_safe", [run.unsafe for run in runs]))
+    if world.spec.primaries:
+        found.append(_rate("shipped_best", [run.shipped_best for run in runs]))
+    if world.spec.conclusion is not None and world.spec.conclusion.futility:
+        found.append(_rate("futile", [run.futile for run in runs]))
+    if world.scenario.arrivals:
+        found.append(_rate("sample_ratio_counted", [run.suspected for run in runs]))
+    if world.spec.ramp is not None:
+        last = len(world.spec.ramp.stages) - 1
+        found.append(_rate("reached_last_stage", [run.stage == last for run in runs]))
+    return found
 
 
 def _of_test(name: str, runs: Sequence[RunOutcome], *, can_harm: bool) -> list[Measure]:

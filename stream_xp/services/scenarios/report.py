@@ -33,6 +33,7 @@ WORDS = {
     "false_stops": "runs stopped although nothing harmed yet",
     "shipped": "runs that shipped",
     "shipped_best": "runs that shipped the arm that is best over all contexts",
+    "sample_ratio_counted": "runs whose sample ratio was ever off among all units counted so far",
     "futile": "runs that were stopped for futility",
     "false_claims": "runs that ever called an effect proven that the units counted do not have",
     "false_safe": "runs that ever called a guardrail safe that was harmed by its margin or more",

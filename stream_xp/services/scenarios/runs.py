@@ -76,6 +76,7 @@ class RunOutcome(msgspec.Struct, frozen=True, kw_only=True):
         best_at_end: the best arm had the most weight in every context.
         shipped_best: a ship of the arm that is best over all contexts.
         context_free: regret and `on_best` of a run that knows no contexts.
+        suspected: the sample ratio was off at some look, among the units counted by then.
         naive: by comparison, when its test rejected (None if it did not) and the units harmed until then.
     """
 
@@ -97,6 +98,7 @@ class RunOutcome(msgspec.Struct, frozen=True, kw_only=True):
     on_best_at_end: float
     best_at_end: bool
     shipped_best: bool
+    suspected: bool
     naive: dict[str, tuple[int | None, float]]
     context_free: tuple[float, float] | None = None
 
@@ -115,6 +117,7 @@ class _Run:
     futile: bool = False
     erred: bool = False
     unsafe: bool = False
+    suspected: bool = False
 
     @property
     def conclusion(self) -> Decision | None:
@@ -206,6 +209,8 @@ class _Simulation:
         evaluation = with_monitors(run.record, statistics, found, _beside(run, statistics))
         run.monitors = evaluation.monitors or ()
         run.looks = looked(self._spec, evaluation, run.looks)
+        ratio = evaluation.sample_ratio
+        run.suspected |= ratio is not None and (ratio.counted_log_e or 0.0) >= ratio.threshold_log_e
         first_ms = statistics.first_exposure_ms
         runtime_ms = 0 if first_ms is None else max(0, now_ms - first_ms)
         seen = Seen(statistics, watermark_ms=now_ms, runtime_ms=runtime_ms, looks=run.looks)
@@ -347,6 +352,7 @@ class _Simulation:
             on_best_at_end=float(truths.shares @ (weights * best).sum(axis=1)),
             best_at_end=bool(best[np.arange(len(best)), weights.argmax(axis=1)].all()),
             shipped_best=self._shipped_best(at),
+            suspected=run.suspected,
             naive=self._naive.of_run(at, self._drawn),
         )
 

@@ -177,9 +177,10 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         horizon: how long a run lasts at most.
         contexts: mix of the units; absent: no unit has a segment.
         delays: of all rewards; absent: at once.
+        arrivals: by arm, time from an exposure until its record is appended; other arms at once.
         changes: of weights, by a person, in order of time.
         activation: time from a decision to the new weights; a stop or ship is followed at once.
-        lateness: time after an attribution window until its units are counted.
+        lateness: time until the units of before are settled, and after an attribution window until its units count.
         comparisons: what to measure beside the engine.
         known_sample: units of all arms at which `fixed_known` tests.
         claims: what must hold.
@@ -194,6 +195,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     horizon: Duration
     contexts: Contexts | None = None
     delays: Delays | None = None
+    arrivals: dict[Key, Duration] = {}
     changes: tuple[Change, ...] = ()
     activation: Duration = "0s"
     lateness: Duration = "0s"
@@ -273,6 +275,7 @@ def scenario_faults(world: World) -> _Faults:
         *_age_faults(world),
         *_traffic_faults(world),
         *_delay_faults(world),
+        *_arrival_faults(world),
         *_context_faults(world),
         *_truth_faults(world),
         *_change_faults(world),
@@ -318,6 +321,17 @@ def _delay_faults(world: World) -> _Faults:
             faults.append((("delays", "arms", arm), "is no arm of the experiment"))
         elif duration_ms(mean) == 0:
             faults.append((("delays", "arms", arm), "must be longer than 0"))
+    return faults
+
+
+def _arrival_faults(world: World) -> _Faults:
+    """A record that is appended later than the lateness allows is late, and tells of no unit."""
+    one, faults = world.scenario, list[tuple[FieldPath, str]]()
+    for arm, delay in one.arrivals.items():
+        if arm not in world.spec.weights:
+            faults.append((("arrivals", arm), "is no arm of the experiment"))
+        elif duration_ms(delay) > duration_ms(one.lateness):
+            faults.append((("arrivals", arm), f"must not be longer than lateness, {one.lateness}"))
     return faults
 
 

@@ -3,8 +3,8 @@
 Per run and stretch of time, units of each context and arm are independent Poisson counts, a conversion's sum is
 binomial and a mean's sums are those of its units. That is the law of the statistics of single units, so the units
 need not be there. A stretch lies on one side of every time that tells units apart: begin of a weight epoch or of an
-effect, end of an attribution window. So the units of a stretch are counted as mature together, exactly when the fold
-would.
+effect, end of an attribution window, end of the allowed lateness. So the units of a stretch are settled together, and
+counted as mature together, exactly when the fold would.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from stream_xp.domain.decision import ConfigRecord
 from stream_xp.domain.experiment import OTHER, Metric, MetricKind
 from stream_xp.domain.fields import duration_ms
 from stream_xp.domain.statistics import ALL, ExperimentStatistics, MetricKey, UnitKey, build
+from stream_xp.services.scenarios.arrivals import Arrivals
 from stream_xp.services.scenarios.early import Early
 from stream_xp.services.scenarios.scenario import Comparison, Profile, Scenario, World
 from stream_xp.services.scenarios.truths import Bools, Floats, Ints, Truths
@@ -84,9 +85,14 @@ class Drawn:
         self.live = np.ones(runs, np.bool_)
         self._coming: dict[int, ConfigRecord] = {}
         self._units = np.zeros((runs, 1, arms, contexts), np.int64)
+        self._settled = np.zeros_like(self._units)
+        lateness_ms = duration_ms(scenario.lateness)
+        delays_ms = [duration_ms(scenario.arrivals.get(arm.key, "0s")) for arm in spec.arms]
+        self._coming_units = Arrivals(delays_ms)
+        self._settling = Arrivals([lateness_ms] * arms)
         self._moments = np.zeros((len(spec.metrics), 3, runs, 1, arms, contexts), np.int64)
         self._waiting: list[deque[_Cohort]] = [deque() for _ in spec.metrics]
-        self._windows = [m.window_ms + duration_ms(scenario.lateness) for m in spec.metrics]
+        self._windows = [m.window_ms + lateness_ms for m in spec.metrics]
         self.pooled = np.zeros((len(spec.metrics), 3, runs, arms), np.int64)
         """n, s and q of mature units over all weight epochs, what came after a conclusion too."""
         self.early = Early(world, runs, rng) if Comparison.IMMATURE in scenario.comparisons else None
@@ -94,7 +100,7 @@ class Drawn:
         self.first_ms: list[int | None] = [None] * runs
         self.harmed = np.zeros(runs)
         """Units exposed to an arm while it harmed, as if nothing were ever concluded."""
-        self._offsets = _offsets(scenario, self._windows)
+        self._offsets = _offsets(scenario, [*self._windows, *delays_ms, lateness_ms])
 
     def follow(self, run: int, config: ConfigRecord, now_ms: int) -> None:
         """Expose the units of a run as a config says, from when it is effective."""
@@ -110,7 +116,8 @@ class Drawn:
         self._coverage[run], self._epoch[run] = config.coverage, config.weight_epoch
         if config.weight_epoch >= self._units.shape[1]:
             more = config.weight_epoch + 8 - self._units.shape[1]
-            self._units = np.pad(self._units, [(0, 0), (0, more), (0, 0), (0, 0)])
+            wider = [(0, 0), (0, more), (0, 0), (0, 0)]
+            self._units, self._settled = np.pad(self._units, wider), np.pad(self._settled, wider)
             self._moments = np.pad(self._moments, [(0, 0)] * 3 + [(0, more), (0, 0), (0, 0)])
 
     def shadow(self, run: int, weights: Mapping[str, float]) -> None:
@@ -156,7 +163,8 @@ class Drawn:
 
     def _expose(self, units: Ints, span: Stretch) -> None:
         runs = np.flatnonzero(self.live)
-        self._units[runs, self._epoch[runs]] += units[runs].transpose(0, 2, 1)
+        for arrivals in (self._coming_units, self._settling):
+            arrivals.expose(span.end_ms, self._epoch, self.live, units)
         by_arm, harming = units.sum(axis=1), self.truths.harming(span.middle_ms)
         self.truths.note(span.start_ms, harming)
         self.harmed += (by_arm * harming).sum(axis=1)
@@ -183,7 +191,10 @@ class Drawn:
     # --- counting --------------------------------------------------------------------------------------------
 
     def mature(self, watermark_ms: int) -> None:
-        """Count the units whose windows are over at a watermark."""
+        """Count the units that are there, settled, and those whose windows are over, at a watermark."""
+        for arrivals, table in ((self._coming_units, self._units), (self._settling, self._settled)):
+            for crowd in arrivals.due(watermark_ms):
+                crowd.enter(table)
         for at, waiting in enumerate(self._waiting):
             while waiting and waiting[0].mature_ms <= watermark_ms:
                 cohort = waiting.popleft()
@@ -207,16 +218,20 @@ class Drawn:
 
     def statistics(self, runs: list[int]) -> list[ExperimentStatistics]:
         """What the fold would have of each of these runs."""
-        units = (self._units[runs] @ self._members).tolist()
+        units, settled = ((table[runs] @ self._members).tolist() for table in (self._units, self._settled))
         moments = (self._moments[:, :, runs] @ self._members).tolist()
         return [
-            self._of_run(run, units[at], [[word[at] for word in m] for m in moments])
+            self._of_run(run, (units[at], settled[at]), [[word[at] for word in m] for m in moments])
             for at, run in enumerate(runs)
         ]
 
     def _of_run(
-        self, run: int, units: list[list[list[int]]], moments: list[list[list[list[list[int]]]]]
+        self,
+        run: int,
+        counts: tuple[list[list[list[int]]], list[list[list[int]]]],
+        moments: list[list[list[list[list[int]]]]],
     ) -> ExperimentStatistics:
+        units, settled = counts
         keys: list[tuple[int, int, int, UnitKey]] = [
             (e, a, at, (arm, e, label))
             for e in range(int(self._epoch[run]) + 1)
@@ -232,6 +247,7 @@ class Drawn:
         }
         return build(
             units={key: units[e][a][at] for e, a, at, key in keys},
+            settled={key: settled[e][a][at] for e, a, at, key in keys},
             moments=cells,
             crossover_units=0,
             first_exposure_ms=self.first_ms[run],
@@ -239,10 +255,10 @@ class Drawn:
         )
 
 
-def _offsets(scenario: Scenario, windows: list[int]) -> list[int]:
+def _offsets(scenario: Scenario, spans_ms: list[int]) -> list[int]:
     """Where the stretches of a look begin.
 
-    At it, where weights become active, where effects begin, and where windows end at later looks.
+    At it, where weights become active, where effects begin, and the spans before later looks.
     """
     looks_ms = duration_ms(scenario.looks)
     since = [
@@ -251,7 +267,7 @@ def _offsets(scenario: Scenario, windows: list[int]) -> list[int]:
         for effect in truth.arms.values()
         if effect.since
     ]
-    ends = [-window for window in windows]
+    ends = [-span for span in spans_ms]
     return sorted({at % looks_ms for at in (0, duration_ms(scenario.activation), *since, *ends)})
 
 

@@ -208,7 +208,9 @@ def test_an_arm_of_weight_0_in_one_context_may_have_units_in_the_others() -> Non
     assert found.sample_ratio.mismatch
     none_there = rows_of(design, IN_ONE_EPOCH)
     units = tuple(
-        msgspec.structs.replace(row, units=0, settled=0) if (row.arm, row.segment) == ("b", "device=tv") else row
+        msgspec.structs.replace(row, units=0, settled=0)
+        if (row.arm, row.segment) == ("b", "device=tv")
+        else row
         for row in none_there.units
     )
     found = evaluate(record(design, closed), msgspec.structs.replace(none_there, units=units))
