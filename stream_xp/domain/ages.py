@@ -17,9 +17,6 @@ MOST_UNITS_OF_LENGTH: Final = 10_000
 """Largest length of the first and of the last bucket, in the largest unit that divides both: their products are sums
 of squares, which must stay exact."""
 
-_MARK: Final = "@age"
-"""Between a metric's key and the number of a bucket, in the names of rows; no key has an `@`."""
-
 
 class Ages(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Buckets of the time since a unit's first exposure, in which metrics are compared.
@@ -44,11 +41,16 @@ class Ages(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class Bucket(NamedTuple):
-    """A span of ages: from `from_ms` on, before `until_ms`; `number` counts from 1."""
+    """A span of ages: from `from_ms` on, before `until_ms`; `number` counts from 1.
+
+    Attributes:
+        mark: between the metric's key and the number, in the names of rows; no key has an `@`.
+    """
 
     number: int
     from_ms: int
     until_ms: int
+    mark: str = "@age"
 
     @property
     def length_ms(self) -> int:
@@ -57,7 +59,7 @@ class Bucket(NamedTuple):
 
     def name(self, metric: str) -> str:
         """What stands as the metric in the rows of statistics that hold this bucket of the metric `metric`."""
-        return f"{metric}{_MARK}{self.number}"
+        return f"{metric}{self.mark}{self.number}"
 
 
 def age_buckets(spec: ExperimentSpec) -> list[tuple[Metric, Bucket]]:
@@ -68,11 +70,6 @@ def age_buckets(spec: ExperimentSpec) -> list[tuple[Metric, Bucket]]:
     buckets = spec.ages.buckets
     # A metric that is not there is a fault of the spec, but what stands on a topic may be anybody's.
     return [(known[key], bucket) for key in spec.ages.metrics if key in known for bucket in buckets]
-
-
-def age_rows(spec: ExperimentSpec) -> dict[str, Metric]:
-    """The metric of each name that `Bucket.name` gives to a bucket."""
-    return {bucket.name(metric.key): metric for metric, bucket in age_buckets(spec)}
 
 
 def lengths(first: Bucket, last: Bucket) -> tuple[int, int, int]:

@@ -10,7 +10,9 @@ from typing import Annotated
 
 import msgspec
 
-from stream_xp.domain.ages import Ages, age_buckets, age_faults
+from stream_xp.domain.ages import Ages, age_faults
+from stream_xp.domain.buckets import kept_buckets
+from stream_xp.domain.delays import delay_faults
 from stream_xp.domain.fields import (
     Duration,
     EventName,
@@ -62,6 +64,9 @@ _LATER_FIELDS = (
     "ages",
 )
 """Fields of a spec that came after the first specs ran: where they are absent, the design is what it was."""
+
+_LATER_ALLOCATION_FIELDS = ("delay",)
+"""The same of the section `allocation`."""
 
 MAX_SEGMENTS = 32
 OTHER = "other"
@@ -402,7 +407,7 @@ class ExperimentSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     def longest_window_ms(self) -> int:
         """How long after its first exposure a unit's rewards can count."""
         windows = [metric.window_ms for metric in self.metrics]
-        return max([*windows, *(bucket.until_ms for _, bucket in age_buckets(self))])
+        return max([*windows, *(one.bucket.until_ms for one in kept_buckets(self))])
 
     def with_role(self, role: Role) -> tuple[Metric, ...]:
         """The metrics of one role, in the order of the file."""
@@ -421,6 +426,9 @@ class ExperimentSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         for name in _LATER_FIELDS:
             if fields[name] is None:
                 del fields[name]
+        for name in _LATER_ALLOCATION_FIELDS if self.allocation is not None else ():
+            if fields["allocation"][name] is None:
+                del fields["allocation"][name]
         spec = msgspec.json.encode(fields)
         return hashlib.sha256(b"methods %d\n%b" % (METHODS, spec)).hexdigest()
 
@@ -441,7 +449,7 @@ def row_bytes(spec: ExperimentSpec) -> int:
     rows = [
         (0, 2 * _UNIT_DIGITS),
         *(row for metric in spec.metrics for row in _rows(metric)),
-        *_age_rows(spec),
+        *_bucket_rows(spec),
     ]
     keys = arms * segment_bytes + segments * arm_bytes
     return sum(keys + arms * segments * (key_bytes + _FRAME_BYTES + digits) for key_bytes, digits in rows)
@@ -467,14 +475,14 @@ def _rows(metric: Metric) -> list[tuple[int, int]]:
     return rows
 
 
-def _age_rows(spec: ExperimentSpec) -> list[tuple[int, int]]:
-    """The same of every bucket of age: sums of each, and products of the last one with the first."""
+def _bucket_rows(spec: ExperimentSpec) -> list[tuple[int, int]]:
+    """The same of every bucket: its sums, and its products where it stands beside another."""
     found = []
-    for metric, bucket in age_buckets(spec):
-        (_, digits), *_ = _rows(metric)
-        found.append((len(bucket.name(metric.key)), digits))
-        if spec.ages is not None and bucket.number == len(spec.ages.until):
-            found.append((len(bucket.name(metric.key)), 2 * digits))
+    for one in kept_buckets(spec):
+        (_, digits), *_ = _rows(one.metric)
+        found.append((len(one.name), digits))
+        if one.beside is not None:
+            found.append((len(one.name), 2 * digits))
     return found
 
 
@@ -500,6 +508,7 @@ def rules(spec: ExperimentSpec) -> list[Fault]:
         *rollout_faults(spec),
         *layer_faults(spec),
         *age_faults(spec),
+        *delay_faults(spec),
     ]
 
 

@@ -7,7 +7,7 @@ sign: another worker can know of new weights first, and the evaluation says so.
 
 from __future__ import annotations
 
-from stream_xp.domain.ages import age_rows
+from stream_xp.domain.buckets import bucket_rows
 from stream_xp.domain.experiment import Aggregation, ExperimentSpec, Metric, MetricKind
 from stream_xp.domain.statistics import ExperimentStatistics
 
@@ -22,7 +22,7 @@ def check_fit(statistics: ExperimentStatistics, spec: ExperimentSpec) -> None:
         "",
         *(f"{name}={value}" for name in spec.segments for value in (*spec.segments[name], "other")),
     }
-    metrics = {metric.key: metric for metric in spec.metrics} | age_rows(spec)
+    metrics = {metric.key: metric for metric in spec.metrics} | bucket_rows(spec)
     for row in statistics.units:
         _check_place(row.arm, row.segment, arms, segments)
     for name in ("moments", "products", "events", "histograms"):

@@ -127,6 +127,18 @@ class Prior(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     past: Annotated[tuple[float, ...], msgspec.Meta(min_length=2, max_length=10_000)] | None = None
 
 
+class Delay(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Ages at which a unit whose attribution window is still open is looked at, so that it counts for the weights.
+
+    Attributes:
+        ages: times since a unit's first exposure, growing, each shorter than the attribution window.
+        shares: registered shares of all conversions that have come by these ages; absent: learned alone.
+    """
+
+    ages: Annotated[tuple[Duration, ...], msgspec.Meta(min_length=1, max_length=8)]
+    shares: Annotated[tuple[Probability, ...], msgspec.Meta(min_length=1, max_length=8)] | None = None
+
+
 class Allocation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Weights that follow the evidence.
 
@@ -142,6 +154,7 @@ class Allocation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         interval: watermark time between two updates.
         context: of a contextual policy, the registered segment whose values get weights of their own.
         prior: what is known before; absent: as good as nothing.
+        delay: of a conversion, how units whose window is open count; absent: they do not.
     """
 
     policy: Policy
@@ -154,6 +167,7 @@ class Allocation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     interval: Duration = "1h"
     context: Key | None = None
     prior: Prior | None = None
+    delay: Delay | None = None
 
 
 class Monitors(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from stream_xp.domain.ages import Bucket, age_buckets
+from stream_xp.domain.buckets import kept_buckets
 from stream_xp.domain.experiment import (
     Adjustment,
     Aggregation,
@@ -31,7 +31,7 @@ _AGGREGATIONS = {
 
 
 class Cells(NamedTuple):
-    """What a metric, or one of its buckets of age, keeps for each (arm, segment) of a weight epoch.
+    """What a metric, or one of its buckets, keeps for each (arm, segment) of a weight epoch.
 
     Attributes:
         name: what stands as the metric in the rows of statistics.
@@ -47,22 +47,17 @@ class Cells(NamedTuple):
 
 
 def cells_of(spec: ExperimentSpec, cells: int) -> list[Cells]:
-    """The cells of each metric, in the order of the file, then of each bucket of age; each has `cells` in an epoch."""
+    """The cells of each metric, in the order of the file, then of each bucket; each has `cells` in an epoch."""
     sizes = []
     for metric in spec.metrics:
         kind = _cell_kind(metric)
         words = metric.bins if kind == kernels.HISTOGRAM else kernels.CELL_WORDS[kind]
         sizes.append((metric.key, kind, words))
-    for metric, bucket in age_buckets(spec):
-        kind = kernels.PRODUCTS if _is_last(spec, bucket) else kernels.MOMENTS
-        sizes.append((bucket.name(metric.key), kind, kernels.CELL_WORDS[kind]))
+    for one in kept_buckets(spec):
+        kind = kernels.MOMENTS if one.beside is None else kernels.PRODUCTS
+        sizes.append((one.name, kind, kernels.CELL_WORDS[kind]))
     starts = itertools.accumulate((words * cells for _, _, words in sizes), initial=0)
     return [Cells(*size, start) for size, start in zip(sizes, starts, strict=False)]
-
-
-def _is_last(spec: ExperimentSpec, bucket: Bucket) -> bool:
-    """Whether it is the bucket that is compared with the first one."""
-    return spec.ages is not None and bucket.number == len(spec.ages.until)
 
 
 def _cell_kind(metric: Metric) -> int:
@@ -87,7 +82,7 @@ def epoch_words(slot: Slot) -> int:
 
 
 def metric_rows(spec: ExperimentSpec) -> int:
-    """Rows of a slot in `kernels.Layout.metrics`: metrics, denominators, buckets of age, covariate."""
+    """Rows of a slot in `kernels.Layout.metrics`: metrics, denominators, buckets, covariate."""
     return len(streams(spec)) + (used_covariate(spec) is not None)
 
 
@@ -229,20 +224,20 @@ class _MetricRow(NamedTuple):
 def _stage_windows(spec: ExperimentSpec) -> list[int]:
     """The times after first exposure at which something matures, ascending: ends of windows and of buckets."""
     windows = {metric.window_ms for metric in spec.metrics if not metric.at_once}
-    return sorted(windows | {bucket.until_ms for _, bucket in age_buckets(spec)})
+    return sorted(windows | {one.bucket.until_ms for one in kept_buckets(spec)})
 
 
 def _metric_rows(slot: Slot, first: int) -> list[_MetricRow]:
-    """The rows of a slot: metrics, denominators, buckets of age, the covariate; `first` is the place of the first."""
+    """The rows of a slot: metrics, denominators, buckets, the covariate; `first` is the place of the first."""
     spec = slot.spec
     listed = streams(spec)
     leads = [metric.key for metric in spec.metrics]
     others = _second_values(listed, first)
     rows: list[_MetricRow] = []
     word = 0
-    for stream in listed:
+    for stream, other in zip(listed, others, strict=True):
         row = _stream_row(stream, word)._replace(
-            other=others.get((stream.metric.key, stream.bucket is None), first + len(listed)),
+            other=other,
             counts_for=first + leads.index(stream.metric.key),
         )
         rows.append(row)
@@ -257,13 +252,15 @@ def _metric_rows(slot: Slot, first: int) -> list[_MetricRow]:
     return rows
 
 
-def _second_values(listed: list[Stream], first: int) -> dict[tuple[str, bool], int]:
-    """By metric, the row of the denominator (True), and of the youngest bucket of age (False)."""
-    return {
-        (stream.metric.key, stream.bucket is None): first + at
+def _second_values(listed: list[Stream], first: int) -> list[int]:
+    """The row of each stream's second value: the denominator, the bucket that it stands beside, else the covariate."""
+    places = {
+        (stream.metric.key, stream.bucket): first + at
         for at, stream in enumerate(listed)
-        if isinstance(stream.source, Denominator) or (stream.bucket is not None and stream.bucket.number == 1)
+        if stream.bucket is not None or isinstance(stream.source, Denominator)
     }
+    covariate = first + len(listed)
+    return [places.get((stream.metric.key, stream.beside), covariate) for stream in listed]
 
 
 def _stream_row(stream: Stream, word: int) -> _MetricRow:

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from stream_xp.domain.ages import Bucket, age_buckets
+from stream_xp.domain.ages import Bucket
+from stream_xp.domain.buckets import kept_buckets
 from stream_xp.domain.events import Exposure, Reward, epoch_ms
 from stream_xp.domain.experiment import (
     Adjustment,
@@ -73,17 +74,19 @@ class Interval:
 
 
 class Stream(NamedTuple):
-    """The rewards that make up one value of a unit: of a metric, the denominator of a ratio, or a bucket of age.
+    """The rewards that make up one value of a unit: of a metric, the denominator of a ratio, or a bucket.
 
     Attributes:
-        metric: its metric; a ratio has two streams, and one in `ages` one more for each bucket.
+        metric: its metric; a ratio has two streams, and one with buckets one more for each.
         source: what says how its rewards are quantised and folded.
         bucket: the span after the unit's first exposure in which they lie; None for the attribution window.
+        beside: the bucket whose value makes a row of products with this one's.
     """
 
     metric: Metric
     source: Metric | Denominator
     bucket: Bucket | None = None
+    beside: Bucket | None = None
 
     @property
     def least(self) -> float:
@@ -92,11 +95,11 @@ class Stream(NamedTuple):
 
 
 def streams(spec: ExperimentSpec) -> list[Stream]:
-    """Every stream of an experiment: the metrics in the order of the file, the denominators, the buckets of age."""
+    """Every stream of an experiment: the metrics in the order of the file, the denominators, the buckets."""
     return [
         *(Stream(metric, metric) for metric in spec.metrics),
         *(Stream(metric, metric.denominator) for metric in spec.metrics if metric.denominator is not None),
-        *(Stream(metric, metric, bucket) for metric, bucket in age_buckets(spec)),
+        *(Stream(one.metric, *one) for one in kept_buckets(spec)),
     ]
 
 

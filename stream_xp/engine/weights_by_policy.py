@@ -8,7 +8,15 @@ from stream_xp.domain.experiment import ExperimentRecord, ExperimentSpec, Metric
 from stream_xp.domain.rollout import Allocation
 from stream_xp.domain.rollout import Policy as Wish
 from stream_xp.domain.statistics import ExperimentStatistics
-from stream_xp.engine.allocation import BurnIn, Constraints, Policy, Prior, allocate, evidence_of
+from stream_xp.engine.allocation import (
+    BurnIn,
+    Constraints,
+    Policy,
+    Prior,
+    allocate,
+    delayed_evidence,
+    evidence_of,
+)
 from stream_xp.engine.conclusion import harmed_arms
 from stream_xp.engine.evaluate import Evaluation
 from stream_xp.engine.steering import Wanted, closed_arms
@@ -44,12 +52,14 @@ def _wanted(
     closed: frozenset[str],
 ) -> Wanted:
     spec, newest = record.spec, record.epochs[-1]
-    contextual = allocation.policy is Wish.CONTEXTUAL
+    feature = allocation.context if allocation.policy is Wish.CONTEXTUAL else None
+    if allocation.delay is None:
+        evidence = evidence_of(statistics, metric, arms=tuple(spec.weights), feature=feature)
+    else:
+        evidence = delayed_evidence(spec, allocation.delay, statistics, feature=feature)
     found = allocate(
         Policy(allocation.policy.value),
-        evidence_of(
-            statistics, metric, arms=tuple(spec.weights), feature=allocation.context if contextual else None
-        ),
+        evidence,
         newest.weights,
         control=spec.control.key,
         constraints=_constraints(allocation),

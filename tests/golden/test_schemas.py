@@ -19,7 +19,7 @@ from stream_xp.domain.dead_letter import DeadLetter
 from stream_xp.domain.decision import Result
 from stream_xp.domain.experiment import ExperimentRecord, ExperimentSpec, record_rules
 from stream_xp.domain.layers import Champion, Layer, Overlap
-from stream_xp.domain.rollout import Allocation, BurnIn, Conclusion, Monitors, Ramp, Stage
+from stream_xp.domain.rollout import Allocation, BurnIn, Conclusion, Delay, Monitors, Ramp, Stage
 from stream_xp.domain.statistics import ExperimentStatistics, PartitionStatistics, merge
 from stream_xp.services import schemas
 from stream_xp.services.spec_file import load_spec, parse_spec
@@ -226,12 +226,25 @@ def test_the_files_in_the_documentation_are_valid() -> None:
 
 @pytest.mark.parametrize(
     "section",
-    [ExperimentSpec, Conclusion, Ramp, Stage, Allocation, BurnIn, Monitors, Layer, Overlap, Champion, Ages],
+    [
+        ExperimentSpec,
+        Conclusion,
+        Ramp,
+        Stage,
+        Allocation,
+        BurnIn,
+        Delay,
+        Monitors,
+        Layer,
+        Overlap,
+        Champion,
+        Ages,
+    ],
     ids=lambda one: one.__name__,
 )
 def test_the_documentation_names_every_field(section: type[msgspec.Struct]) -> None:
     text = (EXAMPLES.parent / "docs" / "experiment-file.md").read_text()
-    prefix = {Stage: "stages[].", BurnIn: "burn_in."}.get(section, "")
+    prefix = {Stage: "stages[].", BurnIn: "burn_in.", Delay: "delay."}.get(section, "")
     nested = {"burn_in"}
     fields = [name for name in section.__struct_fields__ if name not in nested]
     assert [name for name in fields if f"| `{prefix}{name}` |" not in text] == []

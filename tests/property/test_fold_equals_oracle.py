@@ -127,6 +127,9 @@ AGED = [
 ]
 AGES = {"metrics": ["visited", "click", "spend", "any"], "until": ["20ms", "45ms", "90ms", "110ms"]}
 OF_AGES = _spec("aged", 1, AGED, SEGMENTS, ages=AGES)
+# Ages inside the window, one of them the end of a bucket of age; click is in both sections.
+OPEN = {"policy": "thompson", "metric": "click", "delay": {"ages": ["10ms", "45ms", "50ms"]}}
+OF_OPEN = _spec("open", 1, AGED, SEGMENTS, ages=AGES, allocation=OPEN)
 HISTORIES = [
     [(900, "kinds", _record(ALL_KINDS)), (900, "once", _record(ONLY_ONCE))],
     [
@@ -711,3 +714,50 @@ def test_buckets_of_age_equal_oracle(batch):
     assert set(rows) == wanted
     assert min(rows.values()) > 20, rows
     assert min(released, refused) > 20
+
+
+OPENED = [
+    [(900, "open", _record(OF_OPEN)), (1060, "open", _record(OF_OPEN, epochs=3))],
+    [(900, "open", _record(OF_OPEN, epochs=2)), (950, "kinds", _record(ALL_KINDS)), (1120, "open", None)],
+]
+
+
+@pytest.mark.parametrize("batch", range(4))
+def test_open_units_by_age_equal_oracle(batch):
+    rows, open_units = Counter(), 0
+    for seed in range(batch * 50, batch * 50 + 50):
+        traffic = dense_traffic(seed, history=OPENED[seed % len(OPENED)])
+        exposure_log, reward_log, history, schedule, clock_ms = traffic
+        state, letters = fold_all(exposure_log, reward_log, history, schedule, clock_ms=clock_ms)
+        found = oracle_of(exposure_log, reward_log, history, state)
+        assert_equal(state, found)
+        assert {(letter.topic, letter.offset): letter.reason for letter in letters} == found.dead_letters
+        for slot in state.registry.slots:
+            statistics = state.statistics(slot)
+            reached = {
+                (row.metric, row.arm, row.epoch, row.segment): (row.n, int(row.s))
+                for row in statistics.moments
+            }
+            for table in (statistics.moments, statistics.products):
+                rows.update((type(row).__name__, row.metric) for row in table if "@by" in row.metric)
+            for row in statistics.products:
+                if "@by" in row.metric:
+                    younger = f"click@by{int(row.metric[-1]) - 1}"
+                    n, s = reached[younger, row.arm, row.epoch, row.segment]
+                    older, later = reached[row.metric, row.arm, row.epoch, row.segment]
+                    assert older <= n
+                    assert int(row.x) <= min(s, later)
+                    assert row.x == row.xx == row.xy
+                    open_units += n - older
+            # The last age is the window: its rows are those of the metric.
+            whole = {key[1:]: sums for key, sums in reached.items() if key[0] == "click@by4"}
+            assert whole == {
+                key[1:]: sums
+                for key, sums in reached.items()
+                if key[0] == "click" and slot.experiment == "open"
+            }
+    names = {f"click@by{number}" for number in range(1, 5)}
+    wanted = {("MetricMoments", name) for name in names}
+    assert set(rows) == wanted | {("MetricProducts", name) for name in names - {"click@by1"}}
+    assert open_units > 5
+    assert min(rows.values()) > 20, rows

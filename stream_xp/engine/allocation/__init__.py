@@ -3,6 +3,7 @@
 from stream_xp.engine.allocation.allocate import Allocation, ContextAllocation, allocate
 from stream_xp.engine.allocation.best import MAX_ARMS, Ranking, ranking
 from stream_xp.engine.allocation.constraints import BurnIn, Constraints, default_floor, moved
+from stream_xp.engine.allocation.delays import delayed_evidence
 from stream_xp.engine.allocation.evidence import Conversions, Evidence, Values
 from stream_xp.engine.allocation.maturity import (
     MaturityCurve,
@@ -31,6 +32,7 @@ __all__ = [
     "Values",
     "allocate",
     "default_floor",
+    "delayed_evidence",
     "evidence_of",
     "learned_curve",
     "learned_prior",

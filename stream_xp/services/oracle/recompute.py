@@ -29,6 +29,7 @@ from stream_xp.domain.experiment import (
     WeightEpoch,
     record_rules,
 )
+from stream_xp.domain.fields import duration_ms
 from stream_xp.domain.statistics import ALL, ExperimentStatistics, MetricKey, Outcomes, UnitKey, build
 from stream_xp.errors import Reason, RecordRejected
 
@@ -233,7 +234,7 @@ def log_times(timestamps_ms: Sequence[int]) -> list[int]:
 
 
 class Stream(NamedTuple):
-    """What folds rewards into one value of a unit: a metric's own fields, its denominator's, or a bucket of age."""
+    """What folds rewards into one value of a unit: a metric's own fields, its denominator's, or a bucket."""
 
     metric: Metric
     fields: Metric | Denominator
@@ -267,6 +268,27 @@ def aged(design: ExperimentSpec, metric: Metric) -> list[Stream]:
     return [Stream(metric, metric, bucket) for bucket in ages.buckets]
 
 
+def opened(design: ExperimentSpec, metric: Metric) -> list[Stream]:
+    """Return a stream for each age at which open units of a metric are looked at, and one for its whole window."""
+    allocation = design.allocation
+    if allocation is None or allocation.delay is None or metric.key != allocation.metric:
+        return []
+    ends_ms = [*(duration_ms(age) for age in allocation.delay.ages), metric.window_ms]
+    return [Stream(metric, metric, Bucket(i + 1, 0, end_ms, "@by")) for i, end_ms in enumerate(ends_ms)]
+
+
+def bucketed(design: ExperimentSpec, metric: Metric) -> list[tuple[Stream, Stream | None]]:
+    """Return every bucket of a metric, and the one whose value stands beside its own.
+
+    That is the first one beside the last bucket of age, and the age before beside each other age.
+    """
+    by_age, by_now = aged(design, metric), opened(design, metric)
+    pairs: list[tuple[Stream, Stream | None]] = [(one, None) for one in by_age[:-1]]
+    pairs += [(one, by_age[0]) for one in by_age[-1:]]
+    pairs += [(one, None) for one in by_now[:1]]
+    return pairs + list(zip(by_now[1:], by_now[:-1], strict=True))
+
+
 class _Listener(NamedTuple):
     """A stream of an experiment version in force that a reward reaches."""
 
@@ -286,7 +308,8 @@ class _Era:
             if record is not None:
                 version = (experiment, record.spec.version)
                 for metric in designs[version].metrics:
-                    for stream in (*streams(metric), *aged(designs[version], metric)):
+                    buckets = [one for one, _ in bucketed(designs[version], metric)]
+                    for stream in (*streams(metric), *buckets):
                         self._listeners[stream.fields.listens_to].append(_Listener(version, stream))
 
     def listeners(self, reward: Reward) -> list[_Listener]:
@@ -660,7 +683,7 @@ def _statistics(
         mature = {name for name, unit in clean.items() if rules.mature(unit.t0_ms + metric.window_ms)}
         for name in clean if metric.folds_by is Aggregation.FIRST else mature:
             tables.enter(metric, clean[name], [_accepted(hits, one, name) for one in streams(metric)])
-        _enter_ages(tables, aged(design, metric), clean, hits, rules)
+        _enter_buckets(tables, bucketed(design, metric), clean, hits, rules)
     return build(
         units=units,
         settled=settled,
@@ -675,22 +698,27 @@ def _statistics(
     )
 
 
-def _enter_ages(
-    tables: _Tables, buckets: Sequence[Stream], clean: Mapping[str, Unit], hits: Hits, rules: Lateness
+def _enter_buckets(
+    tables: _Tables,
+    buckets: Sequence[tuple[Stream, Stream | None]],
+    clean: Mapping[str, Unit],
+    hits: Hits,
+    rules: Lateness,
 ) -> None:
-    """Let the units whose bucket is over into each bucket of a metric; beside the last one stands the first."""
-    for stream in buckets:
+    """Let the units whose bucket is over into each bucket of a metric, with the value that stands beside theirs."""
+    for stream, beside in buckets:
         assert stream.bucket is not None  # noqa: S101 (only buckets come here)
         name = stream.bucket.name(stream.metric.key)
         for key, unit in clean.items():
             if rules.mature(unit.t0_ms + stream.bucket.until_ms):
                 y, x = (
-                    folded(one.fields.folds_by, _accepted(hits, one, key)) for one in (stream, buckets[0])
+                    folded(one.fields.folds_by, _accepted(hits, one, key))
+                    for one in (stream, beside or stream)
                 )
                 for segment in unit.segments:
                     row = (name, unit.arm, unit.epoch, segment)
                     _add(tables.moments, row, (1, y, y * y))
-                    if stream is buckets[-1]:
+                    if beside is not None:
                         _add(tables.products, row, (x, x * x, x * y))
 
 
