@@ -12,7 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -171,6 +171,11 @@ class CliProcess:
         assert not self.ended(), self.log
         return self.events(event)[0]
 
+    def metrics_address(self) -> str:
+        """Wait until metrics are served; where."""
+        line = self.wait_said("metrics served")
+        return f"{line['host']}:{line['port']}"
+
     def ended(self) -> bool:
         return self.process.poll() is not None
 
@@ -217,6 +222,53 @@ def wait_shared(*workers: WorkerProcess) -> list[list[int]]:
     return held()
 
 
+MAX_UNFLUSHED = 500
+"""Units that are sent before what was sent is waited for: after a stall of the machine more of them would be late."""
+
+
+@contextmanager
+def sending(
+    settings: Settings,
+    send_unit: Callable[[TopicWriter], None],
+    *,
+    per_s: float,
+    every_s: float = 0.02,
+) -> Iterator[None]:
+    """Send units in the background at an even rate for as long as the block takes; what fails there fails here.
+
+    Args:
+        settings: brokers and prefix.
+        send_unit: queues the records of the next unit.
+        per_s: units a second.
+        every_s: between two waits for what was sent, each of which makes a batch of records for each partition. The
+            embedded broker gives out one batch a fetch, so more of them than there are fetches pile up.
+    """
+    failed: list[BaseException] = []
+    over = threading.Event()
+
+    def run() -> None:
+        try:
+            with TopicWriter(settings) as writer:
+                begun, units = time.monotonic(), 0
+                while not over.wait(every_s):
+                    due = min(int((time.monotonic() - begun) * per_s), units + MAX_UNFLUSHED)
+                    for _ in range(due - units):
+                        send_unit(writer)
+                    units = due
+                    writer.flush()
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+    assert not failed, failed
+
+
 class Traffic:
     """Exposures and rewards as applications send them: repeated, out of order, late, and some of them bad."""
 
@@ -234,36 +286,9 @@ class Traffic:
                 self._send_unit(writer)
             writer.flush()
 
-    @contextmanager
-    def flowing(self, *, per_s: float = 300.0) -> Iterator[None]:
+    def flowing(self, *, per_s: float = 300.0) -> AbstractContextManager[None]:
         """Send units in the background at an even rate, for as long as the block takes."""
-        failed: list[BaseException] = []
-        over = threading.Event()
-
-        def run() -> None:
-            try:
-                self._flow(over, per_s)
-            except BaseException as error:
-                failed.append(error)
-
-        thread = threading.Thread(target=run)
-        thread.start()
-        try:
-            yield
-        finally:
-            over.set()
-            thread.join()
-        assert not failed, failed
-
-    def _flow(self, over: threading.Event, per_s: float) -> None:
-        with TopicWriter(self._settings) as writer:
-            begun, units = time.monotonic(), 0
-            while not over.wait(0.02):
-                due = int((time.monotonic() - begun) * per_s)
-                for _ in range(due - units):
-                    self._send_unit(writer)
-                units = due
-                writer.flush()
+        return sending(self._settings, self._send_unit, per_s=per_s)
 
     def _send_unit(self, writer: TopicWriter) -> None:
         draw = self._random

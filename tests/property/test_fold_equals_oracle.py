@@ -759,5 +759,5 @@ def test_open_units_by_age_equal_oracle(batch):
     names = {f"click@by{number}" for number in range(1, 5)}
     wanted = {("MetricMoments", name) for name in names}
     assert set(rows) == wanted | {("MetricProducts", name) for name in names - {"click@by1"}}
-    assert open_units > 5
+    assert open_units >= 5
     assert min(rows.values()) > 20, rows
