@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import socket
+import sys
 import threading
 from socketserver import ThreadingMixIn
 from typing import Any
@@ -14,7 +17,12 @@ from prometheus_client.exposition import make_wsgi_app
 from stream_xp.errors import DependencyError
 from stream_xp.settings import variable_of
 
-_READ_DEADLINE_S = 10
+log = logging.getLogger(__name__)
+
+MAX_CONNECTIONS = 16
+"""Connections at once; a further one is closed. A handful of Prometheus servers is many."""
+DEADLINE_S = 10.0
+"""From the connection to the end of the answer."""
 _POLL_S = 0.05
 
 
@@ -22,15 +30,45 @@ class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
     block_on_close = False
 
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self._slots = threading.BoundedSemaphore(MAX_CONNECTIONS)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Answer in a thread, if there is one left."""
+        if self._slots.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Answer within the deadline, however slowly the client sends or reads."""
+        late = threading.Timer(DEADLINE_S, _cut, (request,))
+        late.daemon = True
+        late.start()
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            late.cancel()
+            self._slots.release()
+
+    def handle_error(self, *_: Any) -> None:
+        """Say nothing of a client that has gone; whoever makes many must not fill a log."""
+        error = sys.exception()
+        if not isinstance(error, OSError):
+            log.error("a scrape failed: %r", error)
+
+
+def _cut(request: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        request.shutdown(socket.SHUT_RDWR)
+
 
 class _ServerV6(_Server):
     address_family = socket.AF_INET6
 
 
 class _Handler(WSGIRequestHandler):
-    # A client that sends no request must not hold a thread for ever.
-    timeout = _READ_DEADLINE_S
-
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (the name that the standard library calls it)
         """Say nothing: a scrape is no event."""
 
