@@ -456,7 +456,7 @@ _EXPERIMENT = (
         Kind.GAUGE,
         "srm_log_evidence",
         "nats",
-        "log_e against the hypothesis that units are assigned by the weights.",
+        "log_e of settled units against the hypothesis that units are assigned by the weights.",
         labels=("experiment",),
         overflow=Overflow.LEFT_OUT,
     ),

@@ -64,6 +64,8 @@ MINUTES = experiment(metrics=[{**MEAN, "role": "primary"}])
         ({"claims": [{"measure": "stopped"}]}, "claims[0]", "exactly one"),
         ({"delays": {"mean": "1m", "arms": {"c": "1m"}}}, "delays.arms.c", "no arm"),
         ({"delays": {"mean": "1m", "arms": {"b": "0s"}}}, "delays.arms.b", "longer than 0"),
+        ({"arrivals": {"c": "1s"}}, "arrivals.c", "no arm"),
+        ({"arrivals": {"b": "61s"}, "lateness": "1m"}, "arrivals.b", "longer than lateness, 1m"),
         ({"comparisons": ["fixed_known"]}, "known_sample", "goes with"),
         ({"known_sample": 100}, "known_sample", "goes with"),
         ({"comparisons": ["context_free"]}, "comparisons", "policy contextual"),
