@@ -65,7 +65,13 @@ def _parts(standing: Standing) -> list[RenderableType]:
         parts.append(Text(f"champion, the control here: {result.champion}"))
     parts += [Text(f"invalid: {reason}", style="bold red") for reason in result.invalid]
     parts += [_arms(result), _metrics(result), *_notes(result), *_worth(standing)]
-    parts += [*_segments(standing), *_by_age(result), *_sample_ratio(result), *_monitors(result)]
+    parts += [
+        *_segments(standing),
+        *_by_age(result),
+        *_uniform_slice(result),
+        *_sample_ratio(result),
+        *_monitors(result),
+    ]
     parts += [Text(_outcomes("exposures", result.exposure_outcomes), style="dim")]
     parts += [
         Text(_outcomes("rewards", result.reward_outcomes), style="dim"),
@@ -163,6 +169,24 @@ def _by_age(result: Result) -> list[Text]:
             said = str(one.kind).upper() if one.kind else "no change proven"
             text = f"by age, {one.metric} in {one.arm}: {said}, {about}, {test}"
             lines.append(Text(text, style="yellow" if one.kind else "dim"))
+    return lines
+
+
+def _uniform_slice(result: Result) -> list[Text]:
+    """Return a line for each effect in the uniform slice, and one where its arms are not even."""
+    found = result.uniform_slice
+    if found is None:
+        return []
+    lines = []
+    for one in found.effects:
+        effect, units = one.effect, f"{one.control_units:,} / {one.arm_units:,} units"
+        shown = "undetermined"
+        if effect is not None:
+            bounds = f"[{_number(effect.lower)}, {_number(effect.upper)}]"
+            shown = f"{_number(effect.estimate)} {bounds}, log_e {effect.log_e:.2f} of {effect.threshold_log_e:.2f}"
+        lines.append(Text(f"uniform slice, {one.metric} in {one.arm}: {shown}, {units}", style="dim"))
+    if found.sample_ratio is not None and found.sample_ratio.mismatch:
+        lines.append(Text("uniform slice: MISMATCH, its units were not drawn evenly", style="bold red"))
     return lines
 
 

@@ -9,8 +9,17 @@ of texts that are published, through one hash, so two applications always agree 
     arm     = the first in the order of the keys' bytes whose cumulated weight is over
               h("arm:" + experiment + ":" + version + ":" + unit) / 2**48
 
+Where a config has a ``uniform_slice`` u, with K arms that have a weight, a unit is drawn in two steps:
+
+    in the slice = h("uniform:" + experiment + ":" + version + ":" + unit) / 2**48 < u
+    arm in it    = by weights of 1 / K each
+    arm outside  = by what the slice leaves, max(0, weight - u / K), and the number of the arm times 1 - u
+
+So all units together have the weights, and the propensity is the weight as ever. The exposure of a unit in the slice
+says so: the segment ``uniform_segment`` of it is ``uniform``.
+
 48 bits are a whole number in every language, also where all numbers are doubles, and the quotient is exact. Salts and
-keys hold no colon, so no two texts are confused. The three hashes begin with different words, so they are independent
+keys hold no colon, so no two texts are confused. The hashes begin with different words, so they are independent
 of one another; so are those of two layers, and of two experiments.
 
 Weights are added up as doubles, one after the other in that order. What rounding leaves over falls to the last arm
@@ -30,6 +39,8 @@ from stream_xp.domain.layers import HOLDOUT_ARM, PROGRAM_ARM, Layer
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from stream_xp.domain.experiment import ExperimentSpec, WeightEpoch
+
 HASH: Final = "sha256-48"
 """Name of the hash on ``xp.config``; another one would move every unit, so it would be another name."""
 _DIGITS: Final = 12
@@ -43,11 +54,13 @@ class Assigned(NamedTuple):
         arm: None where the unit has no part in the experiment and gets the control.
         exposed: whether the application is to send an exposure when the unit meets the arm.
         propensity: of the exposure; None without one.
+        uniform: whether it is of the uniform slice; the exposure's segment `config.uniform_segment` is then `uniform`.
     """
 
     arm: str | None
     exposed: bool = False
     propensity: float | None = None
+    uniform: bool = False
 
 
 NO_PART: Final = Assigned(None)
@@ -84,7 +97,7 @@ def in_slots(layer: LayerConfig, unit: str) -> bool:
 
 
 def fraction(purpose: str, config: ConfigRecord, unit: str) -> float:
-    """A number in [0, 1) of a unit, for `coverage` or `arm` of an experiment version."""
+    """A number in [0, 1) of a unit, for `coverage`, `uniform` or `arm` of an experiment version."""
     return hash48(f"{purpose}:{config.experiment}:{config.version}:{unit}") / _ALL
 
 
@@ -103,6 +116,26 @@ def drawn(weights: Mapping[str, float], number: float) -> str:
     if last is None:
         raise ValueError("no arm has a weight")
     return last
+
+
+def uniform_share(spec: ExperimentSpec, epoch: WeightEpoch) -> float:
+    """Share of the units that are drawn evenly first: of a spec whose exposures tell it, until the experiment ends."""
+    told = spec.allocation is not None and spec.allocation.uniform_segment is not None and not epoch.final
+    return spec.allocation.uniform_slice if told and spec.allocation is not None else 0.0
+
+
+def drawn_in_two_steps(weights: Mapping[str, float], number: float, *, share: float, inside: bool) -> str:
+    """The arm of a number in [0, 1), for a unit inside or outside of a uniform slice of a share below 1.
+
+    Raises:
+        ValueError: no arm has a weight.
+    """
+    opened = [arm for arm in weights if weights[arm] > 0.0]
+    if inside and opened:
+        return drawn(dict.fromkeys(opened, 1 / len(opened)), number)
+    left = {arm: max(0.0, weights[arm] - share / len(opened)) for arm in opened}
+    # Rounding may leave nothing of weights that are the slice alone.
+    return drawn(left if any(left.values()) else weights, number * (1.0 - share))
 
 
 def held_out(holdout: ConfigRecord, unit: str) -> bool:
@@ -141,11 +174,16 @@ def assigned(
     if config.status is not RolloutStatus.RUNNING:
         return Assigned(drawn(config.weights, 0.0))
     inside = config.layer is None or in_slots(config.layer, unit)
+    weights = config.contexts.get(context, config.weights)
     if config.holdout:
         arm = HOLDOUT_ARM if inside else PROGRAM_ARM
-    elif not inside or not fraction("coverage", config, unit) < config.coverage:
+        return Assigned(arm, exposed=True, propensity=weights[arm])
+    if not inside or not fraction("coverage", config, unit) < config.coverage:
         return NO_PART
-    else:
-        arm = drawn(config.contexts.get(context, config.weights), fraction("arm", config, unit))
-    weights = config.contexts.get(context, config.weights)
-    return Assigned(arm, exposed=True, propensity=weights[arm])
+    number, share = fraction("arm", config, unit), config.uniform_slice
+    if not share:
+        arm = drawn(weights, number)
+        return Assigned(arm, exposed=True, propensity=weights[arm])
+    uniform = fraction("uniform", config, unit) < share
+    arm = drawn_in_two_steps(weights, number, share=share, inside=uniform)
+    return Assigned(arm, exposed=True, propensity=weights[arm], uniform=uniform)

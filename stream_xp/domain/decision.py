@@ -356,6 +356,38 @@ class ArmResult(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     expected_units: float
 
 
+class UniformEffect(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """The effect of one arm on one metric among the units of the uniform slice; fields as in `MetricResult`.
+
+    All weight epochs with the same open arms are one stratum: each unit of the slice was assigned by the same draw.
+    """
+
+    metric: str
+    arm: str
+    control_units: int
+    arm_units: int
+    control_mean: float | None = None
+    arm_mean: float | None = None
+    effect: Evidence | None = None
+    note: str | None = None
+
+
+class UniformSlice(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """What the units say that were drawn evenly, whatever the weights were. It informs and never decides.
+
+    Attributes:
+        share: of the units, by the spec.
+        arms: units exposed in the slice, and how many of them each arm should have.
+        sample_ratio: the sample-ratio test inside the slice; None while no unit was exposed in it.
+        effects: of every metric and treatment arm, at `alpha` split evenly over them.
+    """
+
+    share: float
+    arms: tuple[ArmResult, ...]
+    sample_ratio: SampleRatio | None
+    effects: tuple[UniformEffect, ...]
+
+
 class PartitionOffsets(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The prefix of one source partition that a result is a function of.
 
@@ -432,6 +464,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
         looks: of a group sequential rule, the looks that it has taken.
         monitors: what is watched beside metrics; None in results of workers that did not say so.
         champion: the arm that shipped before, which the control is, if the spec names one.
+        uniform_slice: the uniform slice alone; None where exposures do not tell who is in it.
     """
 
     experiment: str
@@ -460,6 +493,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     monitors: tuple[MonitorResult, ...] | None = None
     champion: Champion | None = None
     ages: tuple[AgeResult, ...] = ()
+    uniform_slice: UniformSlice | None = None
     schema: int = 1
 
 
@@ -530,6 +564,9 @@ class ConfigRecord(msgspec.Struct, frozen=True, kw_only=True):
         program: the holdout whose units get the control here and are not exposed, even after a ship.
         config_version: grows with every change.
         signal_id: the signal that made it so; None while running.
+        uniform_slice: share of the units that are drawn first, evenly over the arms that have a weight; the others are
+            drawn so that all together have `weights`. 0: all are drawn by `weights`.
+        uniform_segment: the segment that exposures of units of the slice carry with the value `uniform`.
     """
 
     experiment: str
@@ -547,4 +584,6 @@ class ConfigRecord(msgspec.Struct, frozen=True, kw_only=True):
     layer: LayerConfig | None = None
     holdout: bool = False
     program: str | None = None
+    uniform_slice: float = 0.0
+    uniform_segment: str | None = None
     schema: int = 1

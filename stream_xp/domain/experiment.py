@@ -65,7 +65,7 @@ _LATER_FIELDS = (
 )
 """Fields of a spec that came after the first specs ran: where they are absent, the design is what it was."""
 
-_LATER_ALLOCATION_FIELDS = ("delay",)
+_LATER_ALLOCATION_FIELDS = ("delay", "uniform_segment")
 """The same of the section `allocation`."""
 
 MAX_SEGMENTS = 32
@@ -402,6 +402,11 @@ class ExperimentSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             if name is None
             else tuple(f"{name}={value}" for value in (*self.segments.get(name, ()), OTHER))
         )
+
+    @property
+    def uniform_segment(self) -> str | None:
+        """The registered segment by which exposures of the uniform slice are told, if they are."""
+        return None if self.allocation is None else self.allocation.uniform_segment
 
     @property
     def longest_window_ms(self) -> int:

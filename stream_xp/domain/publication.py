@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from stream_xp.domain.assignment import layer_config
+from stream_xp.domain.assignment import layer_config, uniform_share
 from stream_xp.domain.decision import ConfigRecord, RolloutStatus
 from stream_xp.domain.experiment import ExperimentRecord, ExperimentSpec, Status, WeightEpoch, most_epochs
 from stream_xp.errors import ConfigError
@@ -148,6 +148,8 @@ def _running(record: ExperimentRecord, *, config_version: int, paused: bool = Fa
         layer=layer_config(record.spec.layer),
         holdout=bool(record.spec.holdout),
         program=record.spec.program,
+        uniform_slice=uniform_share(record.spec, epoch),
+        uniform_segment=record.spec.uniform_segment,
     )
 
 

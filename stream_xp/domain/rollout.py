@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Final
 
 import msgspec
 
 from stream_xp.domain.fields import Duration, Key, Positive, Probability, Share, Weight
+
+UNIFORM: Final = "uniform"
+"""Value of `Allocation.uniform_segment` on the exposures of units of the slice."""
 
 
 class Mode(StrEnum):
@@ -155,6 +158,8 @@ class Allocation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         context: of a contextual policy, the registered segment whose values get weights of their own.
         prior: what is known before; absent: as good as nothing.
         delay: of a conversion, how units whose window is open count; absent: they do not.
+        uniform_segment: the registered segment by which exposures of the uniform slice are told: its value there is
+            `uniform`. Units are then drawn in two steps, and the effect of the slice alone is published.
     """
 
     policy: Policy
@@ -168,6 +173,7 @@ class Allocation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     context: Key | None = None
     prior: Prior | None = None
     delay: Delay | None = None
+    uniform_segment: Key | None = None
 
 
 class Monitors(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

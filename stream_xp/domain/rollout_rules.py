@@ -7,7 +7,7 @@ import math
 from typing import TYPE_CHECKING
 
 from stream_xp.domain.fields import Fault, broken, duration_ms
-from stream_xp.domain.rollout import Allocation, BurnIn, Policy, Prior, Ramp, ShipRule, Stage
+from stream_xp.domain.rollout import UNIFORM, Allocation, BurnIn, Policy, Prior, Ramp, ShipRule, Stage
 
 if TYPE_CHECKING:
     from stream_xp.domain.experiment import ExperimentSpec, Metric
@@ -161,6 +161,7 @@ def _allocation_faults(spec: ExperimentSpec) -> list[Fault]:
             ),
         ),
         *_context_faults(spec, allocation),
+        *_uniform_faults(spec, allocation),
         *(_size_faults(spec, allocation) if moving else []),
     ]
     return [*_placed(("allocation",), found), *_metric_faults(spec, allocation)]
@@ -175,6 +176,25 @@ def _context_faults(spec: ExperimentSpec, allocation: Allocation) -> list[tuple[
             contextual and context is not None and context not in spec.segments,
             "context",
             "is not one of the registered segments",
+        ),
+    )
+
+
+def _uniform_faults(spec: ExperimentSpec, allocation: Allocation) -> list[tuple[str, str]]:
+    name = allocation.uniform_segment
+    if name is None:
+        return []
+    return broken(
+        (
+            UNIFORM not in spec.segments.get(name, ()),
+            "uniform_segment",
+            f"must be a registered segment with the value {UNIFORM}",
+        ),
+        (name == allocation.context, "uniform_segment", "must not be the context"),
+        (
+            allocation.uniform_slice == 0.0 or not _moves_weights(spec),
+            "uniform_segment",
+            "needs a uniform_slice over 0 of weights that follow the evidence",
         ),
     )
 

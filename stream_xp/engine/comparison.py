@@ -112,7 +112,13 @@ def comparisons(record: ExperimentRecord, statistics: ExperimentStatistics) -> l
     """Every comparison of an experiment: each metric and treatment arm, over all units, then in each segment."""
     rows = _Rows(record, statistics)
     spec, designed = record.spec, plans(record)
-    segments = [f"{name}={value}" for name, known in spec.segments.items() for value in (*known, "other")]
+    # The slice and the rest of the units are no groups of people, and have weights of their own (`engine.uniform`).
+    segments = [
+        f"{name}={value}"
+        for name, known in spec.segments.items()
+        if name != spec.uniform_segment
+        for value in (*known, "other")
+    ]
     return [
         one for segment in (ALL, *segments) for plan in designed for one in rows.comparisons(plan, segment)
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, TypeAlias
 
@@ -23,6 +23,8 @@ from stream_xp.domain.decision import (
     SampleRatio,
     SegmentRatio,
     SegmentResult,
+    UniformEffect,
+    UniformSlice,
 )
 from stream_xp.domain.experiment import OTHER, Direction, ExperimentRecord, ExperimentSpec, Metric, Role
 from stream_xp.domain.rollout import Monitors
@@ -39,10 +41,12 @@ from stream_xp.engine.comparison import (
     found_all,
     grouped,
     nothing_found,
+    planned_comparisons,
 )
 from stream_xp.engine.mean_findings import mean_findings
 from stream_xp.engine.quantile_findings import quantile_findings
 from stream_xp.engine.rate_findings import rate_findings
+from stream_xp.engine.uniform import uniform_look, uniform_plans
 
 _MOST_NAMED = 5
 """Segment values in the diagnosis of a sample ratio."""
@@ -59,6 +63,7 @@ class Evaluation:
         invalid: why nothing may ship on it; empty when all is well.
         monitors: what is watched beside metrics (`engine.monitors`); None where nobody does.
         ages: effects by age; they inform and never decide.
+        uniform_slice: the uniform slice alone; it informs and never decides. None where nobody tells who is in it.
     """
 
     arms: tuple[ArmResult, ...]
@@ -68,6 +73,7 @@ class Evaluation:
     segments: tuple[SegmentResult, ...] = ()
     monitors: tuple[MonitorResult, ...] | None = None
     ages: tuple[AgeResult, ...] = ()
+    uniform_slice: UniformSlice | None = None
 
 
 Look = tuple[ExperimentRecord, ExperimentStatistics]
@@ -93,10 +99,12 @@ def evaluate_all(looks: Sequence[Look]) -> list[Evaluation]:
     batches = [comparisons(record, statistics) for record, statistics in looks]
     findings = iter(_findings([comparison for batch in batches for comparison in batch]))
     ratios = _sample_ratios(looks)
-    return [
-        _evaluation(look, batch, list(islice(findings, len(batch))), ratio, by_age)
-        for look, batch, ratio, by_age in zip(looks, batches, ratios, age_results(looks), strict=True)
+    found = [
+        _evaluation(look, batch, list(islice(findings, len(batch))), ratio)
+        for look, batch, ratio in zip(looks, batches, ratios, strict=True)
     ]
+    beside = zip(found, age_results(looks), _uniform_slices(looks), strict=True)
+    return [replace(one, ages=by_age, uniform_slice=uniform) for one, by_age, uniform in beside]
 
 
 _FINDERS: dict[Method, Finder] = {
@@ -130,7 +138,6 @@ def _evaluation(
     batch: Sequence[Comparison],
     findings: Sequence[Finding],
     ratio: SampleRatio | None,
-    by_age: tuple[AgeResult, ...],
 ) -> Evaluation:
     record, statistics = look
     metrics = tuple([_metric_result(c, f) for c, f in zip(batch, findings, strict=True) if c.segment == ALL])
@@ -143,7 +150,7 @@ def _evaluation(
         *_untestable(metrics),
     ]
     segments = [_segment_result(c, f) for c, f in zip(batch, findings, strict=True) if c.segment != ALL]
-    return Evaluation(arms, metrics, ratio, tuple(invalid), tuple(segments), ages=by_age)
+    return Evaluation(arms, metrics, ratio, tuple(invalid), tuple(segments))
 
 
 # --- metrics -------------------------------------------------------------------------------------------
@@ -165,6 +172,40 @@ def _segment_result(comparison: Comparison, finding: Finding) -> SegmentResult:
         arm_units=finding.arm_units,
         effect=finding.effect,
         standard_error=finding.standard_error,
+    )
+
+
+def _uniform_slices(looks: Sequence[Look]) -> list[UniformSlice | None]:
+    """What the uniform slice of each experiment says; None of those whose exposures do not tell it."""
+    slices = [uniform_look(*look) for look in looks]
+    told = [(look[0], one) for look, one in zip(looks, slices, strict=True) if one is not None]
+    batches = [planned_comparisons(*one, uniform_plans(record)) for record, one in told]
+    findings = iter(_findings([comparison for batch in batches for comparison in batch]))
+    ratios = _sample_ratios([one for _, one in told])
+    found = iter(
+        [
+            UniformSlice(
+                share=record.spec.allocation.uniform_slice if record.spec.allocation else 0.0,
+                arms=_arm_results(*one),
+                sample_ratio=ratio,
+                effects=tuple(map(_uniform_effect, batch, islice(findings, len(batch)))),
+            )
+            for (record, one), batch, ratio in zip(told, batches, ratios, strict=True)
+        ]
+    )
+    return [None if one is None else next(found) for one in slices]
+
+
+def _uniform_effect(comparison: Comparison, finding: Finding) -> UniformEffect:
+    return UniformEffect(
+        metric=comparison.plan.metric.key,
+        arm=comparison.arm,
+        control_units=finding.control_units,
+        arm_units=finding.arm_units,
+        control_mean=finding.control_mean,
+        arm_mean=finding.arm_mean,
+        effect=finding.effect,
+        note=finding.note,
     )
 
 
@@ -347,7 +388,12 @@ def _are_exposed(record: ExperimentRecord, counted: Counts) -> bool:
 def _diagnosis(record: ExperimentRecord, counts: Counts) -> tuple[SegmentRatio, ...]:
     """The segment values that deviate most; a context's value is held against the weights of its own."""
     spec, known = record.spec, cells(record)
-    labels = [f"{name}={value}" for name, values in spec.segments.items() for value in (*values, OTHER)]
+    labels = [
+        f"{name}={value}"
+        for name, values in spec.segments.items()
+        if name != spec.uniform_segment
+        for value in (*values, OTHER)
+    ]
     threshold = math.log(max(1, len(labels)) / spec.sample_ratio_alpha)
     found = []
     for label in labels:

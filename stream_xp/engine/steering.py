@@ -6,7 +6,7 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 
-from stream_xp.domain.assignment import layer_config
+from stream_xp.domain.assignment import layer_config, uniform_share
 from stream_xp.domain.decision import (
     Action,
     ConfigRecord,
@@ -455,6 +455,8 @@ def config_after(
         layer=layer_config(record.spec.layer),
         holdout=bool(record.spec.holdout),
         program=record.spec.program,
+        uniform_slice=uniform_share(record.spec, epoch),
+        uniform_segment=record.spec.uniform_segment,
     )
 
 

@@ -18,6 +18,7 @@ from stream_xp.domain.assignment import (
     Assigned,
     assigned,
     drawn,
+    drawn_in_two_steps,
     fraction,
     hash48,
     held_out,
@@ -235,3 +236,54 @@ class TestHoldout:
     def test_what_is_no_holdout_is_refused(self) -> None:
         with pytest.raises(ValueError, match="quarter is no holdout"):
             assigned(config(program="quarter"), "u", holdout=config(experiment="quarter"))
+
+
+class TestUniformSlice:
+    def test_known_answers(self) -> None:
+        known = VECTORS["uniform"]
+        followed = config(
+            **{
+                name: known[name]
+                for name in ("experiment", "version", "weights", "uniform_slice", "uniform_segment")
+            }
+        )
+        assert {one["uniform"] for one in known["assigned"]} == {True, False}
+        for one in known["assigned"]:
+            assert fraction("uniform", followed, one["unit"]) == one["uniform_fraction"]
+            found = assigned(followed, one["unit"])
+            assert (found.arm, found.uniform) == (one["arm"], one["uniform"]), one
+            assert found.propensity == known["weights"][one["arm"]]
+
+    def test_all_units_have_the_weights_and_those_in_the_slice_are_even(self) -> None:
+        weights = {"a": 0.1, "b": 0.6, "c": 0.3, "d": 0.0}
+        followed = config(weights=weights, uniform_slice=0.3, uniform_segment="draw")
+        found = [assigned(followed, unit) for unit in UNITS]
+        arms = Counter(one.arm for one in found)
+        inside = Counter(one.arm for one in found if one.uniform)
+        statistic = sum(
+            (arms[arm] - len(UNITS) * weights[arm]) ** 2 / (len(UNITS) * weights[arm]) for arm in "abc"
+        )
+        assert chi2.sf(statistic, 2) > LEVEL
+        total = inside.total()
+        assert chi2.sf(sum((inside[arm] - total / 3) ** 2 / (total / 3) for arm in "abc"), 2) > LEVEL
+        assert abs(total / len(UNITS) - 0.3) < 0.02
+        assert arms["d"] == 0
+        # What has no more than the slice is met in it alone.
+        assert {one.arm for one in found if not one.uniform} == {"b", "c"}
+
+    def test_weights_that_are_the_slice_alone(self) -> None:
+        thirds = dict.fromkeys("abc", 1 / 3)
+        assert drawn_in_two_steps(thirds, 0.99, share=0.9999999999999999, inside=False) in thirds
+        assert drawn_in_two_steps({"a": 1.0, "b": 0.0}, 0.5, share=0.3, inside=True) == "a"
+        with pytest.raises(ValueError, match="no arm has a weight"):
+            drawn_in_two_steps({"a": 0.0}, 0.5, share=0.3, inside=True)
+
+    def test_contexts_have_the_slice_too(self) -> None:
+        contexts = {"tv": {"a": 0.15, "b": 0.85}}
+        followed = config(contexts=contexts, context="os", uniform_slice=0.3, uniform_segment="draw")
+        inside = [assigned(followed, unit, context="tv") for unit in UNITS[:4000]]
+        assert all(one.uniform for one in inside if one.arm == "a")
+
+    def test_a_concluded_experiment_has_none(self) -> None:
+        over = config(status=RolloutStatus.SHIPPED, weights={"a": 0.0, "b": 1.0}, uniform_slice=0.0)
+        assert assigned(over, "member-17") == Assigned("b")

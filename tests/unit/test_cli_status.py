@@ -115,3 +115,20 @@ def test_the_champion_is_named_where_there_is_one() -> None:
     text = panel(msgspec.structs.replace(GOLDEN, champion=champion))
     assert "champion, the control here: [bold]green of colours version 2" in text
     assert "champion" not in panel(GOLDEN)
+
+
+UNIFORM = msgspec.json.decode((topics_dir() / "golden" / "result.uniform.v1.json").read_bytes(), type=Result)
+
+
+def test_the_uniform_slice_has_a_line_for_each_effect() -> None:
+    text = panel(UNIFORM)
+    assert "0.02 [-0.03, 0.07], log_e -1.50 of 3.00, 590 / 592 units" in text
+    assert "undetermined, 0 / 0 units" in text
+    assert "uniform slice" not in panel(GOLDEN)
+    assert "MISMATCH" not in text
+    found = UNIFORM.uniform_slice
+    assert found is not None
+    assert found.sample_ratio is not None
+    wrong = msgspec.structs.replace(found.sample_ratio, mismatch=True)
+    odd = msgspec.structs.replace(found, sample_ratio=wrong)
+    assert "uniform slice: MISMATCH" in panel(msgspec.structs.replace(UNIFORM, uniform_slice=odd))

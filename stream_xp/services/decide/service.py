@@ -279,6 +279,7 @@ class Decide:
             metrics=evaluation.metrics,
             segments=evaluation.segments,
             ages=evaluation.ages,
+            uniform_slice=evaluation.uniform_slice,
             sample_ratio=evaluation.sample_ratio,
             invalid=evaluation.invalid,
             decision=steering.decision,

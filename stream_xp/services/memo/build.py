@@ -76,6 +76,7 @@ def memo(facts: Facts, conclusion: SignalRecord) -> Memo:
         segments=result.segments,
         shrunk_segments=shrunk_segments(result.segments),
         ages=result.ages,
+        uniform_slice=result.uniform_slice,
         epochs=facts.record.epochs,
         invalid=spans,
         caveats=tuple(_caveats(facts, decided, result, metrics, spans)),

@@ -205,7 +205,7 @@ def _evidence(memo: Memo) -> list[str]:
         "",
         *_table((*names, "guardrail", "method"), rows),
     ]
-    lines += _quantiles(memo) + _segments(memo) + _ages(memo)
+    lines += _quantiles(memo) + _segments(memo) + _ages(memo) + _uniform_slice(memo)
     for metric in memo.metrics:
         if metric.plot is not None:
             lines += ["", f"![{_text(metric.metric)} in {_text(metric.arm)}]({metric.plot})"]
@@ -293,6 +293,33 @@ def _ages(memo: Memo) -> list[str]:
     curve = _table((*shared, "age", "units", "effect [lower, upper]"), points)
     names = (*shared, "units", "per", "early", "late", "change [lower, upper]", "log_e", "it is")
     return ["", _AGES, "", *curve, "", *_table(names, changes)]
+
+
+def _uniform_slice(memo: Memo) -> list[str]:
+    found = memo.uniform_slice
+    if found is None:
+        return []
+    rows = [
+        (
+            one.metric,
+            one.arm,
+            f"{one.control_units:,} / {one.arm_units:,}",
+            _number(one.control_mean),
+            _number(one.arm_mean),
+            _interval(one.effect),
+            _log_e(one.effect),
+            one.note or "",
+        )
+        for one in found.effects
+    ]
+    names = ("metric", "arm", "units", "control", "treated", "effect [lower, upper]", "log_e", "note")
+    units = ", ".join(f"{one.arm} {one.units:,} of {one.expected_units:,.0f}" for one in found.arms)
+    mismatch = found.sample_ratio is not None and found.sample_ratio.mismatch
+    about = (
+        f"The uniform slice alone, {100 * found.share:.3g} % of the units, drawn evenly whatever the evidence said; "
+        f"it informs and never decides. Units: {units}{', a sample-ratio mismatch' if mismatch else ''}."
+    )
+    return ["", about, "", *_table(names, rows)]
 
 
 def _guard(metric: MetricMemo) -> str:

@@ -19,6 +19,7 @@ from stream_xp.domain.decision import (
     SampleRatio,
     SegmentResult,
     ShrunkSegment,
+    UniformSlice,
 )
 from stream_xp.domain.experiment import ExperimentSpec, WeightEpoch
 from stream_xp.domain.statistics import Outcomes
@@ -191,6 +192,7 @@ class Memo(msgspec.Struct, frozen=True, kw_only=True):
         spec: the plan as it was applied; its design is what `design_hash` covers.
         segments: effects in the values of registered segments, and `shrunk_segments` those that could be shrunk.
         ages: effects by age.
+        uniform_slice: the uniform slice alone; None where exposures do not tell who is in it.
         epochs: all weight epochs of the version, those after the decision too.
         audit: all that was said of the version, in the order in which it counts.
         guarantee: what the rule that ships promises; None for specs without a conclusion.
@@ -208,6 +210,7 @@ class Memo(msgspec.Struct, frozen=True, kw_only=True):
     segments: tuple[SegmentResult, ...]
     shrunk_segments: tuple[ShrunkSegment, ...]
     ages: tuple[AgeResult, ...]
+    uniform_slice: UniformSlice | None
     epochs: tuple[WeightEpoch, ...]
     invalid: tuple[Span, ...]
     caveats: tuple[str, ...]

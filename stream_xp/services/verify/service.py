@@ -392,6 +392,7 @@ def _result(
         metrics=evaluation.metrics,
         segments=_as_recorded(recorded, evaluation.segments),
         ages=evaluation.ages,
+        uniform_slice=evaluation.uniform_slice,
         sample_ratio=evaluation.sample_ratio,
         invalid=evaluation.invalid,
         # Standing only ever holds a decision back: what was signalled follows from the evidence alone.

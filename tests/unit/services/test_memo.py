@@ -507,3 +507,27 @@ def test_a_single_look_and_an_open_bound_can_be_drawn(tmp_path: Path) -> None:
     data = msgspec.structs.replace(signal.data, result=looks[0])
     one = newest(Facts(RECORD, (msgspec.structs.replace(signal, data=data),), looks))
     assert write_plots(one, tmp_path, "exp").metrics[0].plot == "exp-1-click-new.svg"
+
+
+def test_the_uniform_slice_has_a_table_of_its_own() -> None:
+    raw = (topics_dir() / "golden" / "result.uniform.v1.json").read_bytes()
+    alone = msgspec.json.decode(raw, type=Result).uniform_slice
+    assert alone is not None
+    assert alone.sample_ratio is not None
+    wrong = msgspec.structs.replace(alone.sample_ratio, mismatch=True)
+    texts = []
+    for one in (None, alone, msgspec.structs.replace(alone, sample_ratio=wrong)):
+        signal = decided("won")
+        found = msgspec.structs.replace(signal.data.result, uniform_slice=one)
+        data = msgspec.structs.replace(signal.data, result=found)
+        texts.append(markdown(newest(facts(msgspec.structs.replace(signal, data=data)))))
+    plain, text, mismatch = texts
+    assert "uniform slice" not in plain
+    effect = alone.effects[0]
+    assert (
+        f"| {effect.metric} | {effect.arm} | 590 / 592 | 0.1 | 0.12 | 0.02 \\[-0.03, 0.07\\] | -1.50 of 3.00 |"
+        in text
+    )
+    assert "The uniform slice alone, 10 % of the units" in text
+    assert "a sample-ratio mismatch" in mismatch
+    assert "a sample-ratio mismatch" not in text
