@@ -18,7 +18,7 @@ FUZZ_ARGS ?=
 SIMULATE_ARGS ?= --schedules 20000
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-pure test-broker lint format bench calibrate scenarios chaos chaos-short fuzz simulate audit lock clean
+.PHONY: help setup demo test test-pure test-broker lint format bench calibrate scenarios error-rates chaos chaos-short fuzz simulate audit lock clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -70,6 +70,9 @@ calibrate: $(STAMP) ## Measure the error rate of every method and write docs/cal
 
 scenarios: $(STAMP) ## Run whole experiments with a known truth and write docs/scenarios.md (SCENARIO_ARGS="--seed 2")
 	OPENBLAS_NUM_THREADS=1 $(BIN)/stream-xp simulate examples/scenarios/*.yaml --runs 500 --write docs/scenarios.md $(SCENARIO_ARGS)
+
+error-rates: $(STAMP) ## Draw all runs of the simulated error rates, of which `make test` draws a part
+	OPENBLAS_NUM_THREADS=1 STREAM_XP_TEST_ERROR_RATES=full $(BIN)/pytest -n auto --dist worksteal tests/simulation/test_*.py tests/unit/engine/test_monitors.py
 
 chaos: $(STAMP) ## Inject every fault of docs/guarantees.md on an Apache Kafka; most of an hour (CHAOS_ARGS="-k zombie")
 	$(BIN)/python -m tests.chaos full $(CHAOS_ARGS)

@@ -33,6 +33,7 @@ from stream_xp.stats import (
     sample_ratio_log_e,
     tuned_rho2,
 )
+from tests.simulation.runs import runs as drawn_runs
 
 ERRORS = {
     "key": "errors",
@@ -277,7 +278,7 @@ CANARY = record([ERRORS], [[0.9, 0.1]])
 
 
 def test_a_healthy_canary_is_left_alone(record_property):
-    runs = 1000
+    runs = drawn_runs(1000, short=250)
     found = course(CANARY, {"errors": [0.01, 0.01]}, runs=runs, units=20_000, seed=1)
     assert report(record_property, "false stops", found.share(STOP), runs) <= limit(0.05, runs)
     assert found.share(SHIP) == 0
@@ -297,7 +298,7 @@ def test_a_harmful_canary_is_stopped(record_property):
 
 
 def test_an_aa_test_is_left_alone(record_property):
-    runs, margin = 1000, {"margin": {"absolute": 0.02}}
+    runs, margin = drawn_runs(1000, short=250), {"margin": {"absolute": 0.02}}
     found = course(
         record([PLAY, ERRORS | margin], [[0.5, 0.5]]),
         {"play": [0.2, 0.2], "errors": [0.02, 0.02]},
@@ -311,7 +312,7 @@ def test_an_aa_test_is_left_alone(record_property):
 
 
 def test_many_metrics_and_arms_share_the_budgets(record_property):
-    runs, weights = 300, [0.4, 0.2, 0.2, 0.2]
+    runs, weights = drawn_runs(300, short=150), [0.4, 0.2, 0.2, 0.2]
     metrics = [PLAY, PLAY | {"key": "take"}, ERRORS, ERRORS | {"key": "crash"}]
     found = course(
         record([m | {"margin": {"absolute": 0.1}} if "margin" in m else m for m in metrics], [weights]),
@@ -328,7 +329,7 @@ def test_many_metrics_and_arms_share_the_budgets(record_property):
 
 def test_a_ramp_with_a_drifting_baseline_is_left_alone(record_property):
     """10 % of the units, then half of them, while both rates climb threefold; pooled, b would look better."""
-    runs, looks = 1000, 200
+    runs, looks = drawn_runs(1000, short=250), 200
     climb = np.linspace(1, 3, looks)[:, np.newaxis]
     metrics = [PLAY, ERRORS | {"margin": {"absolute": 0.02}}]
     found = course(
@@ -352,7 +353,7 @@ def test_a_ramp_with_a_drifting_baseline_is_left_alone(record_property):
 
 def test_an_arm_at_its_margin_is_neither_stopped_nor_shipped(record_property):
     """The primary is far better, the guardrail exactly as bad as is just not tolerable."""
-    runs = 1000
+    runs = drawn_runs(1000, short=250)
     guard = ERRORS | {"critical": False, "margin": {"absolute": 0.02}}
     found = course(
         record([PLAY, guard], [[0.5, 0.5]]),

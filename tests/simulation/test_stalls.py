@@ -20,10 +20,11 @@ from stream_xp.domain.experiment import ExperimentRecord, ExperimentSpec, Weight
 from stream_xp.domain.statistics import ArmUnits, ExperimentStatistics
 from stream_xp.engine.stalls import DataTime, stalls
 from stream_xp.stats.arm_stall import units_to_detect_stall
+from tests.simulation.runs import runs
 
 LATENESS_S = 60.0
 ALPHA = 0.05
-RUNS = 200
+RUNS = runs(200, short=60)
 TWO = {"a": 0.5, "b": 0.5}
 THREE = {"a": 0.5, "b": 0.25, "c": 0.25}
 CANARY = {"a": 0.9, "b": 0.05, "c": 0.05}
@@ -181,11 +182,11 @@ def test_in_the_order_of_counting_such_traffic_would_be_held(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["poisson", "batches, three arms", "small treatments"])
 def test_a_dead_arm_is_seen(name, record_property):
-    world, runs, died_s = WORLDS[name], 30, 900.0
+    world, died_s = WORLDS[name], 900.0
     rng, one = np.random.default_rng(13), record(world.weights)
     last = len(world.weights) - 1
     delays = []
-    for _ in range(runs):
+    for _ in range(30):
         found, at_s = held(rng, one, course(rng, world, dead=(last, died_s)))
         delays.append(at_s - died_s if found else math.inf)
     weight, per_s = world.weights["abc"[last]], len(world.exposed(np.random.default_rng(1))) / 1800

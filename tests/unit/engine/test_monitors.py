@@ -16,6 +16,7 @@ from stream_xp.domain.statistics import Outcomes, build
 from stream_xp.engine.evaluate import Evaluation, evaluate
 from stream_xp.engine.monitors import Beside, with_monitors
 from stream_xp.engine.stalls import MOST_MARKS, DataTime
+from tests.simulation.runs import runs as drawn_runs
 
 CLICK = {
     "key": "click",
@@ -398,7 +399,7 @@ def test_looking_twice_at_the_same_changes_nothing(seed, lateness_ms):
 
 def test_monitors_are_quiet_on_a_healthy_experiment():
     """Looked at after every few units, the monitors that are tests fire in at most their level of the runs."""
-    alpha, runs = 0.05, 200
+    alpha, runs = 0.05, drawn_runs(200, short=80)
     one = record(
         weights=THREE, monitors={"alpha": alpha, "crossovers": 0.01, "duplicates": 0.05, "reward_loss": 1.05}
     )

@@ -9,7 +9,7 @@ import tracemalloc
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from unit.services.test_ingest import SPEC, Log, Parts, T, exposures, log
+from unit.services.ingest_world import SPEC, Log, Parts, T, exposures, log
 
 from stream_xp.adapters.prometheus import Metrics
 from stream_xp.engine.columns import Block
