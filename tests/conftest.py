@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from stream_xp.adapters.embedded_broker import EmbeddedBroker
 
 BROKER_PROGRAM = Path(__file__).parent / "broker" / "apache_kafka.py"
+# What `make test-broker` looks into; reading all the other tests to choose none of them takes half a minute.
+BROKER_FOLDERS = ("broker", "deploy")
 # Longer than the first fetch of Kafka's jars may take.
 START_TIMEOUT_S = 700
 STOP_TIMEOUT_S = 30
@@ -51,6 +53,13 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_FOLDER] = folder
     # The broker runs until nobody holds the other end of its input: it cannot outlive this process.
     config.stash[_HOLD] = os.open(folder / "hold", os.O_RDWR)
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Let no test be forgotten: `make test` runs those with a broker from their folders alone."""
+    folder = item.path.relative_to(Path(__file__).parent).parts[0]
+    if item.get_closest_marker("broker") and folder not in BROKER_FOLDERS:
+        raise pytest.UsageError(f"{item.nodeid}: tests marked `broker` belong into tests/{BROKER_FOLDERS[0]}")
 
 
 @pytest.hookimpl(optionalhook=True)
