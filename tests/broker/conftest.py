@@ -1,4 +1,4 @@
-"""Lets the tests of this folder share `proxy.py` and `worker_process.py`, and checks batches with compiled code."""
+"""Lets the tests of this folder share its modules that are no tests, and checks batches with compiled code."""
 
 import sys
 from pathlib import Path

@@ -10,13 +10,10 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import msgspec
 import pytest
+from embedded_world import apply, send, settings_with_topics, until
 from worker_process import DEADLINE_S
 
-from stream_xp.adapters.kafka_admin import declared_topics
-from stream_xp.adapters.topic_writer import TopicWriter
-from stream_xp.domain.experiment import ExperimentSpec
 from stream_xp.services.api.server import ServerThread, Service
-from stream_xp.services.publish import plan_application, publish
 from stream_xp.services.worker import WorkerThread
 from stream_xp.settings import Secret, Settings
 
@@ -27,7 +24,6 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.broker, pytest.mark.slow]
 
-"""For whatever machine; everything ends as soon as it is done."""
 TOKEN = "t" * 40
 BEARER = {"authorization": f"Bearer {TOKEN}"}
 DESIGN = {
@@ -52,23 +48,6 @@ HOOK = {"name": "podinfo", "namespace": "test", "phase": "Progressing", "checksu
 WITH = {"metadata": {"experiment": "checkout", "arm": "canary"}}
 
 
-def now_ms() -> int:
-    return time.time_ns() // 1_000_000
-
-
-def send(settings: Settings, units: range, *, harmed: bool = False) -> None:
-    with TopicWriter(settings) as writer:
-        for unit in units:
-            arm = ("stable", "canary")[unit % 2]
-            event = {"time": now_ms(), "source": "/app", "unit": f"u{unit}"}
-            shown = event | {"id": f"e{unit}", "experiment": "checkout", "arm": arm, "weight_epoch": 0}
-            sent = [("exposures", shown)]
-            if harmed and arm == "canary":
-                sent.append(("rewards", event | {"id": f"r{unit}", "metric": "errors"}))
-            for topic, body in sent:
-                writer.send(settings.topic(topic), key=f"u{unit}".encode(), value=msgspec.json.encode(body))
-
-
 class Stand:
     """A worker and an API on one broker."""
 
@@ -88,27 +67,22 @@ class Stand:
         command = [sys.executable, "-m", "stream_xp", "gate", "checkout", *arguments, *shared]
         return subprocess.run(command, capture_output=True, text=True, check=False)
 
+    def send(self, units: range, *, harmed: bool = False) -> None:
+        """Expose units; those of the canary all have an error, if it is harmed."""
+        arms = ("stable", "canary")
+        send(self.settings, units, experiment="checkout", arms=arms, harm="errors" if harmed else None)
+
     def until(self, condition: Callable[[], object]) -> None:
-        deadline = time.monotonic() + DEADLINE_S
-        while not condition():
-            self.worker.check()
-            assert time.monotonic() < deadline, self.get("/gate")
-            time.sleep(0.1)
+        try:
+            until(condition, worker=self.worker)
+        except AssertionError as error:
+            error.add_note(str(self.get("/gate")))
+            raise
 
 
 @pytest.fixture
 def stand(embedded_broker: EmbeddedBroker) -> Iterator[Stand]:
-    settings = Settings(
-        bootstrap=embedded_broker.bootstrap,
-        broker="embedded",
-        partitions=2,
-        allowed_lateness_ms=300,
-        activation_delay_ms=500,
-        idle_grace_ms=500,
-        api_token=Secret(TOKEN),
-    )
-    for topic in declared_topics(settings):
-        embedded_broker.create_topic(topic.name, topic.partitions)
+    settings = settings_with_topics(embedded_broker, api_token=Secret(TOKEN))
     service = Service(settings)
     with (
         WorkerThread(settings) as worker,
@@ -123,17 +97,16 @@ def stand(embedded_broker: EmbeddedBroker) -> Iterator[Stand]:
 def test_harm_comes_in_and_every_gate_says_stop(stand: Stand) -> None:
     stand.until(lambda: stand.client.get("/readyz").status_code == 200)
     assert stand.get("/gate")["cause"] == "unknown_experiment"
-    spec = msgspec.convert(DESIGN, ExperimentSpec)
-    publish(stand.settings, plan_application(stand.settings, spec, now_ms=now_ms()))
+    apply(stand.settings, DESIGN)
     stand.until(lambda: stand.get("/gate")["cause"] == "no_data")
     time.sleep(1.0)  # the spec must govern before its first exposure
-    send(stand.settings, range(40))
+    stand.send(range(40))
     stand.until(lambda: stand.get("/gate")["verdict"] == "continue")
     assert [stand.hook(name) for name in ("rollout", "confirm-promotion", "rollback")] == [200, 403, 403]
     undecided = stand.shell("--arm", "canary")
     assert (undecided.returncode, undecided.stdout.split(":")[0]) == (2, "continue"), undecided.stderr
 
-    send(stand.settings, range(40, 640), harmed=True)
+    stand.send(range(40, 640), harmed=True)
     stand.until(lambda: stand.get("/gate")["verdict"] == "stop")
     assert [stand.hook(name) for name in ("rollback", "rollout", "confirm-promotion")] == [200, 403, 403]
     assert stand.get("/analysis?arm=canary")["data"]["breached"] is True
@@ -150,10 +123,9 @@ def test_harm_comes_in_and_every_gate_says_stop(stand: Stand) -> None:
 
 
 def test_an_alert_and_an_order_through_the_api_are_enacted(stand: Stand) -> None:
-    spec = msgspec.convert(DESIGN, ExperimentSpec)
-    publish(stand.settings, plan_application(stand.settings, spec, now_ms=now_ms()))
+    apply(stand.settings, DESIGN)
     time.sleep(1.0)
-    send(stand.settings, range(40))
+    stand.send(range(40))
     stand.until(lambda: stand.get("/gate")["verdict"] == "continue")
     alert = {
         "status": "firing",
@@ -180,9 +152,7 @@ def test_an_alert_and_an_order_through_the_api_are_enacted(stand: Stand) -> None
 
 
 def test_the_process_serves_until_it_is_told_to_end(embedded_broker: EmbeddedBroker) -> None:
-    settings = Settings(bootstrap=embedded_broker.bootstrap, broker="embedded")
-    for topic in declared_topics(settings):
-        embedded_broker.create_topic(topic.name, topic.partitions)
+    settings = settings_with_topics(embedded_broker)
     shared = ("--bootstrap", settings.bootstrap, "--broker", "embedded", "--api-port", "0")
     command = [sys.executable, "-m", "stream_xp", "api", *shared]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:

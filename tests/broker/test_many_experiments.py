@@ -39,7 +39,6 @@ NAMES = ("holdout", "button", "delivery", "search")
 UNITS = 1_000
 LATENESS_MS = 10_000
 """A loaded machine takes its time between the clock and the log."""
-"""For whatever machine; everything ends as soon as it is done."""
 
 
 @pytest.fixture

@@ -10,28 +10,24 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
-from worker_process import DEADLINE_S
+from embedded_world import apply, send, settings_with_topics, until
+from worker_process import DEADLINE_S, now_ms
 
-from stream_xp.adapters.kafka_admin import declared_topics
-from stream_xp.adapters.topic_writer import TopicWriter
 from stream_xp.domain.decision import ConfigRecord, Signal
-from stream_xp.domain.experiment import ExperimentSpec
 from stream_xp.domain.operator import OperatorAction
 from stream_xp.services.evidence import read_signals, read_standings
 from stream_xp.services.memo import Memo
 from stream_xp.services.operate import Call, Fate, place, wait
-from stream_xp.services.publish import plan_application, publish
 from stream_xp.services.worker import WorkerThread
 from stream_xp.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from stream_xp.adapters.embedded_broker import EmbeddedBroker
 
 pytestmark = [pytest.mark.broker, pytest.mark.slow]
 
-"""For whatever machine; everything ends as soon as it is done."""
 METRIC = {"kind": "conversion", "attribution_window": "100ms"}
 DESIGN = {
     "experiment": "exp",
@@ -58,52 +54,19 @@ DESIGN = {
 @pytest.fixture
 def settings(embedded_broker: EmbeddedBroker) -> Iterator[Settings]:
     """A worker, and an experiment with its first result."""
-    found = Settings(
-        bootstrap=embedded_broker.bootstrap,
-        broker="embedded",
-        partitions=2,
-        allowed_lateness_ms=300,
-        activation_delay_ms=500,
-        idle_grace_ms=500,
-    )
-    for topic in declared_topics(found):
-        embedded_broker.create_topic(topic.name, topic.partitions)
-    spec = msgspec.convert(DESIGN, ExperimentSpec)
-    publish(found, plan_application(found, spec, now_ms=_now_ms()))
+    found = settings_with_topics(embedded_broker)
+    apply(found, DESIGN)
     with WorkerThread(found) as worker:
         time.sleep(1.0)  # the spec must govern before its first exposure
-        send(found, range(40))
-        until(worker, lambda: read_standings(found, now_ms=0))
+        expose(found, range(40))
+        until(lambda: read_standings(found, now_ms=0), worker=worker)
         yield found
         worker.check()
 
 
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
-
-
-def until(worker: WorkerThread | None, condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        if worker is not None:
-            worker.check()
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-
-
-def send(settings: Settings, units: range, *, harmed: str | None = None) -> None:
-    """Expose units in turn; those of one arm all have an error, if it is named."""
-    with TopicWriter(settings) as writer:
-        for unit in units:
-            arm = ("old", "new")[unit % 2]
-            event = {"time": _now_ms(), "source": "/app", "unit": f"u{unit}"}
-            sent = [
-                ("exposures", event | {"id": f"e{unit}", "experiment": "exp", "arm": arm, "weight_epoch": 0})
-            ]
-            if arm == harmed:
-                sent.append(("rewards", event | {"id": f"r{unit}", "metric": "error"}))
-            for topic, body in sent:
-                writer.send(settings.topic(topic), key=f"u{unit}".encode(), value=msgspec.json.encode(body))
+def expose(settings: Settings, units: range, *, harmed: bool = False) -> None:
+    """Expose units; those of the new arm all have an error, if it is harmed."""
+    send(settings, units, experiment="exp", arms=("old", "new"), harm="error" if harmed else None)
 
 
 def order(settings: Settings, action: str, **fields: Any) -> ConfigRecord:
@@ -111,7 +74,7 @@ def order(settings: Settings, action: str, **fields: Any) -> ConfigRecord:
     call = Call(
         experiment="exp", action=OperatorAction(action), actor="kim", reason="the test says so", **fields
     )
-    placed = place(settings, call, now_ms=_now_ms(), nonce=action)
+    placed = place(settings, call, now_ms=now_ms(), nonce=action)
     outcome = wait(settings, placed, timeout_s=DEADLINE_S)
     assert outcome.fate is Fate.ENACTED, outcome
     assert outcome.config is not None
@@ -158,8 +121,8 @@ def test_an_experiment_that_harmed_has_its_memo(settings: Settings, tmp_path: Pa
     none_yet = command(settings, "memo", "exp")
     assert (none_yet.returncode, none_yet.stdout) == (2, "")
     assert "version 1 has no stop or ship yet" in none_yet.stderr
-    send(settings, range(40, 640), harmed="new")
-    until(None, lambda: list(read_signals(settings)))
+    expose(settings, range(40, 640), harmed=True)
+    until(lambda: list(read_signals(settings)))
     told = command(settings, "memo", "exp", "--json")
     assert told.returncode == 0, told.stderr
     memo = msgspec.json.decode(told.stdout, type=Memo)

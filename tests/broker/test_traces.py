@@ -10,26 +10,21 @@ import pytest
 
 pytest.importorskip("opentelemetry.exporter.otlp.proto.http", reason="the extra otel is not installed")
 
+from embedded_world import apply, settings_with_topics, until
 from otlp_receiver import Got, Receiver
-from worker_process import DEADLINE_S
+from worker_process import now_ms
 
-from stream_xp.adapters.kafka_admin import declared_topics
 from stream_xp.adapters.topic_writer import TopicWriter
-from stream_xp.domain.experiment import ExperimentSpec
 from stream_xp.domain.tracing import SPANS
 from stream_xp.services.evidence import read_signals
-from stream_xp.services.publish import plan_application, publish
 from stream_xp.services.worker import WorkerThread
 from stream_xp.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from stream_xp.adapters.embedded_broker import EmbeddedBroker
 
 pytestmark = [pytest.mark.broker, pytest.mark.slow]
 
-"""For whatever machine; everything ends as soon as it is done."""
 UNITS = 400
 DESIGN = {
     "experiment": "checkout",
@@ -53,34 +48,12 @@ DESIGN = {
 @pytest.fixture
 def settings(embedded_broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch) -> Settings:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    found = Settings(
-        bootstrap=embedded_broker.bootstrap,
-        broker="embedded",
-        partitions=2,
-        allowed_lateness_ms=10_000,
-        activation_delay_ms=500,
-        idle_grace_ms=500,
-    )
-    for topic in declared_topics(found):
-        embedded_broker.create_topic(topic.name, topic.partitions)
-    return found
-
-
-def now_ms() -> int:
-    return time.time_ns() // 1_000_000
-
-
-def until(worker: WorkerThread, holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not holds():
-        worker.check()
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    return settings_with_topics(embedded_broker, allowed_lateness_ms=10_000)
 
 
 def decide_something(settings: Settings, worker: WorkerThread) -> None:
     """All units in one arm: a sample-ratio mismatch, which stops the experiment."""
-    publish(settings, plan_application(settings, msgspec.convert(DESIGN, ExperimentSpec), now_ms=now_ms()))
+    apply(settings, DESIGN)
     time.sleep(1.0)  # the spec must govern before its first exposure
     with TopicWriter(settings) as writer:
         for n in range(UNITS):
@@ -93,7 +66,7 @@ def decide_something(settings: Settings, worker: WorkerThread) -> None:
             }
             key, value = f"secret-unit-{n}".encode(), msgspec.json.encode(event)
             writer.send(settings.topic("exposures"), key=key, value=value)
-    until(worker, lambda: bool(list(read_signals(settings))))
+    until(lambda: bool(list(read_signals(settings))), worker=worker)
 
 
 def of(spans: list[Got], name: str) -> list[Got]:
@@ -105,7 +78,7 @@ def test_what_a_worker_does_comes_as_spans_and_names_no_unit(settings: Settings)
         traced = msgspec.structs.replace(settings, traces_endpoint=receiver.url)
         with WorkerThread(traced) as worker:
             decide_something(settings, worker)
-            until(worker, lambda: bool(of(receiver.spans, "write config")))
+            until(lambda: bool(of(receiver.spans, "write config")), worker=worker)
             blocks = worker.worker.ingest.records
         spans = receiver.spans
         requests = b"".join(request.SerializeToString() for request in receiver.requests)
@@ -134,7 +107,7 @@ def test_without_a_collector_a_worker_decides_all_the_same_and_ends_in_time(sett
         nobody = gone.url
     with WorkerThread(msgspec.structs.replace(settings, traces_endpoint=nobody)) as worker:
         decide_something(settings, worker)
-        until(worker, lambda: _spans(worker, "failed") > 0)
+        until(lambda: _spans(worker, "failed") > 0, worker=worker)
         found = worker.worker
     assert found.written
     assert _spans(worker, "delivered") == 0
