@@ -16,7 +16,8 @@ import numpy as np
 from stream_xp.domain.experiment import ExperimentRecord, ExperimentSpec, WeightEpoch
 from stream_xp.domain.statistics import ExperimentStatistics, build
 from stream_xp.engine.evaluate import evaluate
-from stream_xp.stats import batch, conversion_difference
+from stream_xp.stats import conversion_difference
+from stream_xp.stats.batch import means as batch_means
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,7 +53,7 @@ def mixed(observed: Any, share: Any, grid: Any, side: Any) -> Any:
 
 def as_loops() -> Any:
     """While it is entered, evaluations add up epoch after epoch."""
-    return mock.patch.multiple(batch, sum_over_epochs=sum_over_epochs), mock.patch.multiple(
+    return mock.patch.multiple(batch_means, sum_over_epochs=sum_over_epochs), mock.patch.multiple(
         conversion_difference, _mixed=mixed
     )
 
