@@ -3,6 +3,9 @@
 Plain loops over arrays, compiled by numba (cached, without the GIL). What the loops compute is defined in
 docs/semantics.md; `stream_xp.engine.state` owns the arrays and sees that they are large enough before a call.
 All hashes, times and counts are int64; sums and sums of squares are 128-bit in two int64 words.
+
+One file, long as it is: a loop has compiled into it what it calls, and the cache of numba notices a change of the
+loop's own file only.
 """
 
 from __future__ import annotations
