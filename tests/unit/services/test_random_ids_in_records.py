@@ -9,7 +9,7 @@ import tracemalloc
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from unit.services.ingest_world import SPEC, Log, Parts, T, exposures, log
+from unit.services.ingest_world import SPEC, Log, Parts, T, exposures
 
 from stream_xp.adapters.prometheus import Metrics
 from stream_xp.engine.columns import Block
@@ -18,13 +18,18 @@ from stream_xp.settings import ROLES
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["log"]  # the fixture
-
 IDS = 100_000
 EACH = 5_000
 SETTLED = 20_000
 BYTES = 400_000
 """What so many records may leave; four bytes of each."""
+
+
+@pytest.fixture
+def log(monkeypatch: pytest.MonkeyPatch) -> Log:
+    log = Log()
+    log.serve(monkeypatch)
+    return log
 
 
 def blocks(topic: str, event: dict[str, Any], name: str, *, seed: int) -> Iterator[Block]:
