@@ -26,7 +26,7 @@ REQUEST_S: Final = 10.0
 """From the first byte of a request, or the begin of a connection, to the end of its head; and for the rest of a body
 whose answer is out."""
 WRITE_S: Final = 30.0
-"""How long a client may take nothing of an answer."""
+"""Within so long a client takes an answer, but for what lies in buffers."""
 
 _quiet = logging.getLogger(f"{__name__}.uvicorn")
 # Its warnings are one a request, from whoever sends what is none: those are counted.
@@ -87,14 +87,15 @@ class Connection(H11Protocol):
             self._writing = None
 
     def timeout_keep_alive_handler(self) -> None:
-        """It has been idle for long; what it has not read by now it never will."""
+        """It has been idle for long; what it has not read by now it has to read soon."""
         super().timeout_keep_alive_handler()
-        self.transport.abort()
+        self._expect_reading()
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse what is no HTTP."""
-        refused = Refused(400, "bad_request", "that is no request of HTTP/1.1")
-        self._refusals.note(refused, {"type": "http", "client": self.client})
+        """Refuse what is no HTTP; where it is a body, whoever reads that counts it."""
+        if self.cycle is None or self.cycle.response_complete:
+            refused = Refused(400, "bad_request", "that is no request of HTTP/1.1")
+            self._refusals.note(refused, {"type": "http", "client": self.client})
         super().send_400_response(msg)
 
     # --- deadlines -------------------------------------------------------------------------------------------

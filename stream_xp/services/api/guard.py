@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 import structlog
+from starlette.requests import ClientDisconnect
 
 from stream_xp.errors import ConfigError
 from stream_xp.settings import variable_of
@@ -281,6 +282,8 @@ async def read_body(request: Request, *, most_bytes: int = MAX_BODY_BYTES) -> by
                 body += chunk
                 if len(body) > most_bytes:
                     raise _too_long(most_bytes)
+    except ClientDisconnect:
+        raise Refused(400, "bad_request", "the body broke off") from None
     except TimeoutError:
         raise Refused(408, "timeout", f"the body did not come within {BODY_TIMEOUT_S:.0f} s") from None
     return bytes(body)

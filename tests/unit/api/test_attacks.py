@@ -346,3 +346,20 @@ def test_made_up_rollouts_push_out_no_real_one(monkeypatch: pytest.MonkeyPatch) 
         world.read()
         assert ask("checkout", "real") == 403
         assert len(api.rollouts) == 6
+
+
+@pytest.mark.parametrize("broken", [b"", b"zz\r\n"], ids=["gone", "no chunk"])
+def test_a_body_that_breaks_off_is_no_fault_of_ours(broken: bytes) -> None:
+    """A trace for each would fill a log, and the count of faults is what somebody is woken by."""
+    before = SERVER.refusals.counts.total()
+    with serving(world_in("pass")) as (_, api):
+        for _ in range(3):
+            with connected() as link:
+                lines = ("Content-Type: application/json", "Transfer-Encoding: chunked")
+                link.sendall(head("POST", "/flagger/rollback", *lines) + b"1\r\n{\r\n" + broken)
+        deadline_s = time.monotonic() + REPLY_S
+        while api.refusals.counts.total() < 3:
+            assert time.monotonic() < deadline_s
+            time.sleep(0.02)
+        assert (api.refusals.counts["error"], api.refusals.counts["bad_request"]) == (0, 3)
+        assert SERVER.refusals.counts.total() == before
