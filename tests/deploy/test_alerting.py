@@ -373,13 +373,8 @@ def assert_harm_fires(watched: Monitoring, harmed: Members, kept: KeptWaiting) -
         "severity": "critical",
         "state": "active",
     }
-<<<<<<< HEAD
     wait_for(lambda: bool(watched.alerts()), "an alert fires")
-    waited = kept_waiting_s(before)
-=======
-    until(lambda: bool(watched.alerts()), "an alert fires")
     kept_s = kept.total_s()
->>>>>>> 0583496 (Alerting test: of each program the thread that was kept waiting longest counts)
     assert watched.alerts() == [breach]
     assert harmed.first_error_ms is not None
     took_s = (watched.told_ms() - harmed.first_error_ms) / 1000

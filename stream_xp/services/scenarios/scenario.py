@@ -273,6 +273,7 @@ def scenario_faults(world: World) -> _Faults:
     return [
         *_time_faults(world),
         *_age_faults(world),
+        *_uniform_faults(world),
         *_traffic_faults(world),
         *_delay_faults(world),
         *_arrival_faults(world),
@@ -286,6 +287,12 @@ def scenario_faults(world: World) -> _Faults:
 def _age_faults(world: World) -> _Faults:
     """A unit's rewards are drawn as one value, without their times."""
     return [(("experiment", "ages"), "is not simulated")] if world.spec.ages is not None else []
+
+
+def _uniform_faults(world: World) -> _Faults:
+    """Units are drawn by their weights, in one step."""
+    told = world.spec.uniform_segment is not None
+    return [(("experiment", "allocation", "uniform_segment"), "is not simulated")] if told else []
 
 
 def _time_faults(world: World) -> _Faults:

@@ -24,6 +24,7 @@ from stream_xp.domain.fields import duration_ms
 from stream_xp.domain.statistics import ALL, ExperimentStatistics, MetricKey, UnitKey, build
 from stream_xp.services.scenarios.arrivals import Arrivals
 from stream_xp.services.scenarios.early import Early
+from stream_xp.services.scenarios.open_units import Open
 from stream_xp.services.scenarios.scenario import Comparison, Profile, Scenario, World
 from stream_xp.services.scenarios.truths import Bools, Floats, Ints, Truths
 
@@ -42,6 +43,10 @@ class Stretch(NamedTuple):
     def middle_ms(self) -> float:
         """Where rates and truths are taken."""
         return (self.start_ms + self.end_ms) / 2
+
+
+_OfRun = list[list[list[list[int]]]]
+"""Sums of one metric or age of a run: by word, epoch, arm and label."""
 
 
 @dataclass(slots=True)
@@ -96,11 +101,12 @@ class Drawn:
         self.pooled = np.zeros((len(spec.metrics), 3, runs, arms), np.int64)
         """n, s and q of mature units over all weight epochs, what came after a conclusion too."""
         self.early = Early(world, runs, rng) if Comparison.IMMATURE in scenario.comparisons else None
+        self._open = Open(world, runs, rng)
         self._true = np.zeros((len(spec.metrics), 3, runs, arms))
         self.first_ms: list[int | None] = [None] * runs
         self.harmed = np.zeros(runs)
         """Units exposed to an arm while it harmed, as if nothing were ever concluded."""
-        self._offsets = _offsets(scenario, [*self._windows, *delays_ms, lateness_ms])
+        self._offsets = _offsets(scenario, [*self._windows, *self._open.reached_ms, *delays_ms, lateness_ms])
 
     def follow(self, run: int, config: ConfigRecord, now_ms: int) -> None:
         """Expose the units of a run as a config says, from when it is effective."""
@@ -149,6 +155,8 @@ class Drawn:
             s, q = self._rewards(metric, units, means, self.truths.in_time[at])
             if self.early is not None:
                 self.early.expose(at, span.middle_ms, units.sum(axis=1), s.sum(axis=1))
+            if metric is self._open.metric:
+                self._open.expose(units, s, end_ms=span.end_ms, epoch=self._epoch, live=self.live)
             mature_ms, cells = span.end_ms + self._windows[at], np.stack([units, s, q])
             truth = self._pairs(units, means * self.truths.in_time[at])
             self._waiting[at].append(_Cohort(mature_ms, self._epoch.copy(), self.live.copy(), cells, truth))
@@ -191,10 +199,11 @@ class Drawn:
     # --- counting --------------------------------------------------------------------------------------------
 
     def mature(self, watermark_ms: int) -> None:
-        """Count the units that are there, settled, and those whose windows are over, at a watermark."""
+        """Count the units that are there, settled, of an age, and those whose windows are over, at a watermark."""
         for arrivals, table in ((self._coming_units, self._units), (self._settling, self._settled)):
             for crowd in arrivals.due(watermark_ms):
                 crowd.enter(table)
+        self._open.mature(watermark_ms)
         for at, waiting in enumerate(self._waiting):
             while waiting and waiting[0].mature_ms <= watermark_ms:
                 cohort = waiting.popleft()
@@ -220,8 +229,14 @@ class Drawn:
         """What the fold would have of each of these runs."""
         units, settled = ((table[runs] @ self._members).tolist() for table in (self._units, self._settled))
         moments = (self._moments[:, :, runs] @ self._members).tolist()
+        by_age = (self._open.sums[:, :, runs] @ self._members).tolist()
         return [
-            self._of_run(run, (units[at], settled[at]), [[word[at] for word in m] for m in moments])
+            self._of_run(
+                run,
+                (units[at], settled[at]),
+                [[word[at] for word in m] for m in moments],
+                [[word[at] for word in age] for age in by_age],
+            )
             for at, run in enumerate(runs)
         ]
 
@@ -229,7 +244,8 @@ class Drawn:
         self,
         run: int,
         counts: tuple[list[list[list[int]]], list[list[list[int]]]],
-        moments: list[list[list[list[list[int]]]]],
+        moments: list[_OfRun],
+        by_age: list[_OfRun],
     ) -> ExperimentStatistics:
         units, settled = counts
         keys: list[tuple[int, int, int, UnitKey]] = [
@@ -245,10 +261,18 @@ class Drawn:
             for e, a, at, key in keys
             if n[e][a][at]
         }
+        products: dict[MetricKey, tuple[int, ...]] = {}
+        for name, (n, s, before) in zip(self._open.names, by_age, strict=True):
+            for e, a, at, key in keys:
+                if e < len(n) and n[e][a][at]:
+                    cells[name, *key] = n[e][a][at], s[e][a][at], s[e][a][at]
+                    # A value is 0 or 1, and 1 at an age after which it was 1.
+                    products[name, *key] = (before[e][a][at],) * 3
         return build(
             units={key: units[e][a][at] for e, a, at, key in keys},
             settled={key: settled[e][a][at] for e, a, at, key in keys},
             moments=cells,
+            products={key: sums for key, sums in products.items() if key[0] != self._open.names[0]},
             crossover_units=0,
             first_exposure_ms=self.first_ms[run],
             out_of_range={},

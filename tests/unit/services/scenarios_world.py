@@ -61,3 +61,22 @@ MEAN = {
 
 
 HARMLESS = {"critical": False, "margin": {"absolute": 0.05}}
+FOLLOWED = experiment(
+    metrics=[
+        {
+            "key": "take",
+            "kind": "conversion",
+            "role": "primary",
+            "direction": "increase",
+            "attribution_window": "10m",
+        }
+    ],
+    segments={"draw": ["uniform"]},
+    allocation={
+        "policy": "thompson",
+        "metric": "take",
+        "delay": {"ages": ["2m", "6m"]},
+        "uniform_slice": 0.1,
+        "uniform_segment": "draw",
+    },
+)

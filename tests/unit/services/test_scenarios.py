@@ -9,7 +9,7 @@ import pytest
 from stream_xp.errors import ConfigError
 from stream_xp.services.scenarios.measures import check_claims
 from stream_xp.services.scenarios.scenario import load_scenario
-from tests.unit.services.scenarios_world import MEAN, experiment, write_and_load
+from tests.unit.services.scenarios_world import FOLLOWED, MEAN, experiment, write_and_load
 
 
 @pytest.fixture
@@ -91,6 +91,11 @@ MINUTES = experiment(metrics=[{**MEAN, "role": "primary"}])
         ),
         ({"experiment": experiment(planned_sample=1)}, "planned_sample", "100"),
         ({"experiment": experiment(ages=AGES)}, "experiment.ages", "not simulated"),
+        (
+            {"experiment": FOLLOWED, "truths": {"take": {"mean": 0.1}}},
+            "experiment.allocation.uniform_segment",
+            "not simulated",
+        ),
         ({"experiment": MINUTES, "truths": {"minutes": {"mean": 5}}}, "truths.minutes.sd", "required"),
         (
             {

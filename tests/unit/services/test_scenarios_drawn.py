@@ -22,7 +22,7 @@ from stream_xp.services.scenarios.runs import _Simulation
 from stream_xp.services.scenarios.scenario import Delays, DelayShape
 from stream_xp.services.scenarios.truths import Truths, in_time
 from stream_xp.services.scenarios.world import HOUR_MS, Drawn
-from tests.unit.services.scenarios_world import HARMLESS, MEAN, experiment, write_and_load
+from tests.unit.services.scenarios_world import FOLLOWED, HARMLESS, MEAN, experiment, write_and_load
 
 
 @pytest.fixture
@@ -321,3 +321,50 @@ def test_rewards_come_by_their_delays(load):
         assert early.counts[0, 1, 0] / 50_000 == pytest.approx(come, abs=0.01)
         assert early.counts[0, 0].tolist() == units.tolist()
     assert early.counts[0, 1].tolist() == early.counts[0, 2].tolist() == rewards.tolist()
+
+
+def test_open_units_are_counted_by_their_ages(load):
+    """Units of a stretch reach 2, 6 and 10 minutes at the looks after; conversions take 4 minutes on average."""
+    allocation = {
+        key: value for key, value in FOLLOWED["allocation"].items() if not key.startswith("uniform")
+    }
+    world = load(
+        experiment={**FOLLOWED, "allocation": allocation},
+        truths={"take": {"mean": 0.5, "arms": {"b": {"times": 1.5}}}},
+        traffic={"units_per_hour": 60_000},
+        looks="2m",
+        horizon="20m",
+        delays={"mean": "4m", "arms": {"b": "1m"}},
+    )
+    drawn = Drawn(world, 20, np.random.default_rng(1))
+    record = next_record(None, world.spec, effective_ms=0)
+    for run in range(20):
+        drawn.follow(run, next_config(None, record), 0)
+    for look in range(1, 8):
+        for span in drawn.stretches(look):
+            drawn.draw(span)
+        drawn.mature(look * 120_000)
+    found = drawn.statistics(list(range(20)))
+    sums = defaultdict(lambda: np.zeros((len(found), 2)))
+    for run, one in enumerate(found):
+        for row in one.moments:
+            sums[row.metric, row.arm][run] = row.n, int(row.s)
+    assert {name for name, _ in sums} == {"take", "take@by1", "take@by2", "take@by3"}
+    for arm, mean, delay in (("a", 0.5, 4), ("b", 0.75, 1)):
+        assert (sums["take", arm] == sums["take@by3", arm]).all()
+        for name, age, stretches in (("take@by1", 2, 6), ("take@by2", 6, 4), ("take@by3", 10, 2)):
+            n, s = sums[name, arm].sum(axis=0)
+            assert n == pytest.approx(20 * stretches * 2000 * world.spec.weights[arm], rel=0.03)
+            rate = mean * -math.expm1(-age / delay)
+            assert s / n == pytest.approx(rate, abs=4.5 * math.sqrt(rate / n))
+    before = {(row.metric, row.arm): (int(row.x), row.x == row.xx == row.xy) for row in found[0].products}
+    assert {name for name, _ in before} == {"take@by2", "take@by3"}
+    assert all(same for _, same in before.values())
+    of_a = [
+        int(row.x)
+        for one in found
+        for row in one.products
+        if (row.metric, row.arm, row.segment) == ("take@by2", "a", "")
+    ]
+    came = 0.5 * -math.expm1(-2 / 4)
+    assert sum(of_a) / sums["take@by2", "a"][:, 0].sum() == pytest.approx(came, rel=0.05)
