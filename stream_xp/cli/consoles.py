@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.text import Text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -23,6 +24,16 @@ def table_console(pipe_width: int = 120) -> Console:
             are cut off would lose numbers.
     """
     return Console(highlight=False, width=None if sys.stdout.isatty() else pipe_width)
+
+
+def plain(text: str) -> str:
+    """Return a line in which no name or reason of a topic can steer a terminal."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+def words(text: str, style: str = "") -> Text:
+    """Return a line for a table or a page: :func:`plain`, and never markup."""
+    return Text(plain(text), style=style)
 
 
 @contextlib.contextmanager

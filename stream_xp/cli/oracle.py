@@ -14,7 +14,7 @@ from stream_xp.cli.common import (
     print_json,
     with_settings,
 )
-from stream_xp.cli.consoles import reading_shown
+from stream_xp.cli.consoles import plain, reading_shown
 from stream_xp.errors import ConfigError, DependencyError
 from stream_xp.services.oracle.service import OracleReport, examine
 
@@ -82,5 +82,4 @@ def _print(report: OracleReport, prefix: str) -> None:
 
 
 def _say(line: str) -> None:
-    # A name on a topic must not be able to steer a terminal.
-    click.echo("".join(letter if letter.isprintable() else "?" for letter in line))
+    click.echo(plain(line))

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Final
 import click
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from stream_xp.cli.common import (
     EXIT_FAILED,
@@ -19,7 +18,7 @@ from stream_xp.cli.common import (
     print_json,
     with_settings,
 )
-from stream_xp.cli.consoles import reading_shown, table_console
+from stream_xp.cli.consoles import reading_shown, table_console, words
 from stream_xp.domain.layers import listed, slot_range
 from stream_xp.errors import ConfigError, DependencyError
 from stream_xp.services.overlap import OverlapReport, overlaps
@@ -89,7 +88,7 @@ def write(report: OverlapReport, console: Console) -> None:
         console.print(interactions)
     for line in _lines(report):
         # Text, never markup: names come from files and events.
-        console.print(Text(line), soft_wrap=True)
+        console.print(words(line), soft_wrap=True)
 
 
 def _experiments(report: OverlapReport) -> Table:
@@ -97,7 +96,7 @@ def _experiments(report: OverlapReport) -> Table:
     for name in ("share", "units", "outside its slots", "held out"):
         table.add_column(name, justify="right")
     for one in report.experiments:
-        table.add_row(*(Text(cell) for cell in _experiment(one)))
+        table.add_row(*(words(cell) for cell in _experiment(one)))
     return table
 
 
@@ -120,7 +119,7 @@ def _pairs(report: OverlapReport) -> Table:
     for name in ("shared", "expected at most", "violations", "interaction log_e"):
         table.add_column(name, justify="right")
     for one in report.pairs:
-        table.add_row(*(Text(cell) for cell in _pair(one)))
+        table.add_row(*(words(cell) for cell in _pair(one)))
     return table
 
 
@@ -139,7 +138,7 @@ def _interactions(report: OverlapReport) -> Table:
     for pair in report.pairs:
         for one in () if pair.interaction is None else pair.interaction.arms:
             cells = [f"{pair.first} x {pair.second}", one.experiment, one.metric, *_arms(one)]
-            table.add_row(*(Text(cell) for cell in cells))
+            table.add_row(*(words(cell) for cell in cells))
     return table
 
 

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 from rich.table import Table
-from rich.text import Text
 
 from stream_xp.cli.common import examples, with_settings
-from stream_xp.cli.consoles import table_console
+from stream_xp.cli.consoles import table_console, words
 from stream_xp.errors import ConfigError
 from stream_xp.services.plan import (
     Aim,
@@ -152,13 +151,15 @@ def _write_json(found: ExperimentPlan, file: Path, *, to_stdout: bool) -> None:
 
 def _print(spec: ExperimentSpec, found: ExperimentPlan) -> None:
     console = table_console()
-    console.print(Text(_head(spec, found)))
+    console.print(words(_head(spec, found)))
     if found.tests:
         console.print(_table(found))
     for at, test in enumerate(found.tests, start=1):
-        console.print(*(Text(line) for line in _details(at, test)), sep="\n")
+        console.print(*(words(line) for line in _details(at, test)), sep="\n")
     for left_out in found.not_planned:
-        console.print(Text(f"not planned: {left_out.metric} ({', '.join(left_out.arms)}): {left_out.reason}"))
+        console.print(
+            words(f"not planned: {left_out.metric} ({', '.join(left_out.arms)}): {left_out.reason}")
+        )
 
 
 def _head(spec: ExperimentSpec, found: ExperimentPlan) -> str:
@@ -176,7 +177,7 @@ def _table(found: ExperimentPlan) -> Table:
     for name in ("detectable", "power", "group", "fixed", sample, "price", "expected", "no effect"):
         table.add_column(name, justify="right")
     for at, test in enumerate(found.tests, start=1):
-        table.add_row(*(Text(cell) for cell in (str(at), *_cells(test))))
+        table.add_row(*(words(cell) for cell in (str(at), *_cells(test))))
     return table
 
 

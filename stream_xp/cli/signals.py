@@ -8,6 +8,7 @@ import click
 import msgspec
 
 from stream_xp.cli.common import examples, json_option, with_settings
+from stream_xp.cli.consoles import plain
 from stream_xp.domain.operator import OrderSignal
 from stream_xp.services.evidence import read_signals
 
@@ -51,7 +52,7 @@ def _line(record: SignalRecord) -> str:
     word, colour, text = _order(record) if isinstance(record, OrderSignal) else _decision(record)
     action = click.style(f"{word:<4}", fg=colour, bold=True)
     # A name or a reason must not be able to steer a terminal.
-    return f"{_plain(record.time)}  {action}  {_plain(text)}  {_plain(record.id)}"
+    return f"{plain(record.time)}  {action}  {plain(text)}  {plain(record.id)}"
 
 
 def _decision(signal: Signal) -> tuple[str, str | None, str]:
@@ -75,7 +76,3 @@ def _order(signal: OrderSignal) -> tuple[str, str | None, str]:
     word = f"ORDER {order.action.upper().replace('_', ' ')}"
     where = f"{order.experiment} version {order.version}{f' ({about})' if about else ''}"
     return word, _COLOURS.get(order.action), f"{where}: {order.actor}: {order.reason}"
-
-
-def _plain(text: str) -> str:
-    return "".join(letter if letter.isprintable() else "?" for letter in text)

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from stream_xp.cli.common import examples, json_option, print_json, with_settings
-from stream_xp.cli.consoles import table_console
+from stream_xp.cli.consoles import table_console, words
 from stream_xp.domain.decision import MonitorState
 from stream_xp.services.evidence import Standing, read_standings
 
@@ -54,7 +54,7 @@ def status(settings: Settings, *, experiment: str | None, as_json: bool) -> None
 def _panel(standing: Standing) -> Panel:
     result = standing.result
     # Text, never markup: names come from files and events.
-    title = Text(f"{result.experiment} version {result.version}")
+    title = words(f"{result.experiment} version {result.version}")
     return Panel(Group(*_parts(standing)), title=title, title_align="left")
 
 
@@ -62,8 +62,8 @@ def _parts(standing: Standing) -> list[RenderableType]:
     result = standing.result
     parts: list[RenderableType] = [_decision(result)]
     if result.champion is not None:
-        parts.append(Text(f"champion, the control here: {result.champion}"))
-    parts += [Text(f"invalid: {reason}", style="bold red") for reason in result.invalid]
+        parts.append(words(f"champion, the control here: {result.champion}"))
+    parts += [words(f"invalid: {reason}", style="bold red") for reason in result.invalid]
     parts += [_arms(result), _metrics(result), *_notes(result), *_worth(standing)]
     parts += [
         *_segments(standing),
@@ -72,10 +72,10 @@ def _parts(standing: Standing) -> list[RenderableType]:
         *_sample_ratio(result),
         *_monitors(result),
     ]
-    parts += [Text(_outcomes("exposures", result.exposure_outcomes), style="dim")]
+    parts += [words(_outcomes("exposures", result.exposure_outcomes), style="dim")]
     parts += [
-        Text(_outcomes("rewards", result.reward_outcomes), style="dim"),
-        Text(_ages(standing), style="dim"),
+        words(_outcomes("rewards", result.reward_outcomes), style="dim"),
+        words(_ages(standing), style="dim"),
     ]
     return parts
 
@@ -83,8 +83,10 @@ def _parts(standing: Standing) -> list[RenderableType]:
 def _decision(result: Result) -> Text:
     decision = result.decision
     about = ", ".join(part for part in (decision.arm, decision.metric) if part)
-    text = Text(decision.action.upper(), style=_style(decision.action))
-    return text.append(f" {about}: {decision.reason}" if about else f" {decision.reason}", style="default")
+    text = words(decision.action.upper(), style=_style(decision.action))
+    return text.append(
+        words(f" {about}: {decision.reason}" if about else f" {decision.reason}", style="default")
+    )
 
 
 def _style(action: Action) -> str:
@@ -96,8 +98,8 @@ def _arms(result: Result) -> Table:
     for name in ("units", "expected"):
         table.add_column(name, justify="right")
     for arm in result.arms:
-        table.add_row(Text(arm.arm), f"{arm.units:,}", f"{arm.expected_units:,.1f}")
-    table.add_row(Text("crossovers", style="dim"), f"{result.crossover_units:,}", "")
+        table.add_row(words(arm.arm), f"{arm.units:,}", f"{arm.expected_units:,.1f}")
+    table.add_row(words("crossovers", style="dim"), f"{result.crossover_units:,}", "")
     return table
 
 
@@ -106,7 +108,7 @@ def _metrics(result: Result) -> Table:
     for name in ("control", "treated", "effect [lower, upper]", "log_e"):
         table.add_column(name, justify="right", no_wrap=True)
     for metric in result.metrics:
-        table.add_row(*(Text(cell) for cell in _cells(metric)))
+        table.add_row(*(words(cell) for cell in _cells(metric)))
     return table
 
 
@@ -125,7 +127,7 @@ def _interval(evidence: Evidence) -> str:
 def _notes(result: Result) -> list[Text]:
     """Return a line for each metric whose tests of harm and safety, or whose note, say more than its row."""
     notes = ((metric, _note(metric)) for metric in result.metrics)
-    return [Text(f"{m.role} {m.metric} in {m.arm}: {note}", style="dim") for m, note in notes if note]
+    return [words(f"{m.role} {m.metric} in {m.arm}: {note}", style="dim") for m, note in notes if note]
 
 
 def _note(metric: MetricResult) -> str:
@@ -143,14 +145,14 @@ def _worth(standing: Standing) -> list[Text]:
             risks = f"type S {found.type_s or 0.0:.2g}, type M {found.type_m or 0.0:.3g}"
             prior = f"{found.prior} prior, {found.experiments:,} past effects"
             shrunk = f"raw {_number(one.raw)}, shrunk {_number(found.effect)} ± {_number(found.sd)}"
-            lines.append(Text(f"worth of {one.metric} in {one.arm}: {shrunk}, {risks} ({prior})"))
+            lines.append(words(f"worth of {one.metric} in {one.arm}: {shrunk}, {risks} ({prior})"))
     return lines
 
 
 def _segments(standing: Standing) -> list[Text]:
     """Return a line for each registered segment value whose effect could be shrunk."""
     return [
-        Text(
+        words(
             f"segment {one.segment}, {one.metric} in {one.arm}: raw {_number(one.raw)}, "
             f"shrunk {_number(one.effect)} ± {_number(one.sd)} (registered, no test)",
             style="dim",
@@ -168,7 +170,7 @@ def _by_age(result: Result) -> list[Text]:
             test = f"log_e {one.change.log_e:.2f} of {one.change.threshold_log_e:.2f}"
             said = str(one.kind).upper() if one.kind else "no change proven"
             text = f"by age, {one.metric} in {one.arm}: {said}, {about}, {test}"
-            lines.append(Text(text, style="yellow" if one.kind else "dim"))
+            lines.append(words(text, style="yellow" if one.kind else "dim"))
     return lines
 
 
@@ -184,9 +186,9 @@ def _uniform_slice(result: Result) -> list[Text]:
         if effect is not None:
             bounds = f"[{_number(effect.lower)}, {_number(effect.upper)}]"
             shown = f"{_number(effect.estimate)} {bounds}, log_e {effect.log_e:.2f} of {effect.threshold_log_e:.2f}"
-        lines.append(Text(f"uniform slice, {one.metric} in {one.arm}: {shown}, {units}", style="dim"))
+        lines.append(words(f"uniform slice, {one.metric} in {one.arm}: {shown}, {units}", style="dim"))
     if found.sample_ratio is not None and found.sample_ratio.mismatch:
-        lines.append(Text("uniform slice: MISMATCH, its units were not drawn evenly", style="bold red"))
+        lines.append(words("uniform slice: MISMATCH, its units were not drawn evenly", style="bold red"))
     return lines
 
 
@@ -203,24 +205,24 @@ def _sample_ratio(result: Result) -> list[Text]:
     if ratio.suspected:
         text += f" on settled units, {ratio.counted_log_e:.2f} on all: are arms counted at different times?"
     where = [
-        Text(f"  {one.segment}: {one.units:,} units, log_e {one.log_e:.2f} of {one.threshold_log_e:.2f}")
+        words(f"  {one.segment}: {one.units:,} units, log_e {one.log_e:.2f} of {one.threshold_log_e:.2f}")
         for one in ratio.diagnosis
     ]
     style = "bold red" if ratio.mismatch else "yellow" if ratio.suspected else "default"
-    return [Text(text, style=style), *where]
+    return [words(text, style=style), *where]
 
 
 def _monitors(result: Result) -> list[Text]:
     """Return a line for each monitor that is not quiet, one that tells what opens latches, and one for all others."""
     monitors = result.monitors or ()
     loud = [one for one in monitors if one.state is not MonitorState.QUIET]
-    lines = [Text(_monitor(one), style=_MONITOR_STYLES[one.state]) for one in loud]
+    lines = [words(_monitor(one), style=_MONITOR_STYLES[one.state]) for one in loud]
     if any(one.latched for one in loud):
         lines.append(
-            Text(f"  once it is mended: stream-xp reset {result.experiment} --monitors", style="dim")
+            words(f"  once it is mended: stream-xp reset {result.experiment} --monitors", style="dim")
         )
     quiet = ", ".join(_about(one) for one in monitors if one.state is MonitorState.QUIET)
-    return [*lines, Text(f"quiet: {quiet}", style="dim")] if quiet else lines
+    return [*lines, words(f"quiet: {quiet}", style="dim")] if quiet else lines
 
 
 def _monitor(one: MonitorResult) -> str:

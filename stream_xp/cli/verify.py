@@ -17,7 +17,7 @@ from stream_xp.cli.common import (
     print_json,
     with_settings,
 )
-from stream_xp.cli.consoles import reading_shown, table_console
+from stream_xp.cli.consoles import plain, reading_shown, table_console
 from stream_xp.errors import ConfigError, DependencyError
 from stream_xp.services.verify.service import Verdict, Verification
 from stream_xp.services.verify.service import verify as derive
@@ -99,7 +99,7 @@ def _table(one: Verification) -> Table:
     for line in shown:
         mark = {True: "equal", False: "DIFFERENT", None: "not compared"}[line.equal]
         style = "bold red" if line.equal is False else ""
-        table.add_row(*(Text(_plain(text), style) for text in (line.what, line.recorded, line.derived, mark)))
+        table.add_row(*(Text(plain(text), style) for text in (line.what, line.recorded, line.derived, mark)))
     return table
 
 
@@ -118,7 +118,3 @@ def _verdict(one: Verification) -> str:
         compared = sum(line.equal is not None for line in one.lines)
         return f"equal: {about} follows from the raw topics, {compared} values compared"
     return f"different: {about}: {first.what}: recorded {first.recorded}, derived {first.derived}"
-
-
-def _plain(text: str) -> str:
-    return "".join(letter if letter.isprintable() else "?" for letter in text)

@@ -110,6 +110,14 @@ def panel(result: Result) -> str:
     return file.getvalue()
 
 
+def test_a_reason_cannot_steer_a_terminal() -> None:
+    """Whoever may write to the topic of signals gives the words of an order, and those end up in a result."""
+    decision = msgspec.structs.replace(GOLDEN.decision, reason="\x1b[2J\x1b]0;owned\x07 all is well")
+    text = panel(msgspec.structs.replace(GOLDEN, decision=decision, invalid=("\x9b31m red",)))
+    assert "?[2J?]0;owned? all is well" in text
+    assert not {"\x1b", "\x9b", "\x07"} & set(text)
+
+
 def test_the_champion_is_named_where_there_is_one() -> None:
     champion = Champion(experiment="colours", version=2, arm="[bold]green")
     text = panel(msgspec.structs.replace(GOLDEN, champion=champion))

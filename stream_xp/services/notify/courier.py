@@ -13,7 +13,7 @@ from kafka.errors import KafkaError
 from kafka.structs import OffsetAndMetadata
 
 from stream_xp.adapters.topic_reader import TopicRecord, open_consumer
-from stream_xp.errors import ConfigError, DependencyError
+from stream_xp.errors import DependencyError
 from stream_xp.services.evidence import Believed
 from stream_xp.services.notify.delivery import Delivery, Fate
 from stream_xp.services.notify.message import message
@@ -201,11 +201,7 @@ class Courier:
             while not consumer.partitions_for_topic(self._topic) and not self._stop.wait(POLL_MS / 1000):
                 # On the embedded broker a topic appears with its first record.
                 if self._settings.broker != "embedded":
-                    raise ConfigError(
-                        f"topic {self._topic} does not exist at {self._settings.bootstrap}"
-                        f"{self._settings.account_note()}; "
-                        "`stream-xp topics create` makes it, --prefix chooses another"
-                    )
+                    raise self._settings.missing_topic(self._topic)
                 self.moved_ms = self._clock.now_ms()
         finally:
             consumer.close(autocommit=False)
@@ -233,18 +229,7 @@ class Courier:
         held = consumer.assignment() if self._records else ()
         consumer.pause(*held)
         for records in consumer.poll(timeout_ms).values():
-            self._records.extend(
-                TopicRecord(
-                    topic=record.topic,
-                    partition=record.partition,
-                    offset=record.offset,
-                    log_time_ms=record.timestamp,
-                    key=record.key,
-                    value=record.value,
-                    headers=(),
-                )
-                for record in records
-            )
+            self._records.extend(TopicRecord.of(record) for record in records)
         if held:
             consumer.resume(*(set(held) & set(consumer.assignment())))
 

@@ -56,6 +56,7 @@ def record(
         timestamp=BEGAN_MS - age_ms,
         key=b"k",
         value=msgspec.json.encode(told),
+        headers=[],
     )
 
 
