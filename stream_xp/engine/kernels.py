@@ -212,8 +212,8 @@ class State(NamedTuple):
         lookup: open addressing, row + 1 of a (slot, unit); 0 is empty.
         rows: (slot, unit) pairs in order of first sight, 40 bytes each. `values` is where the unit's words begin.
         values: the quantised values of all rows, `slots.width` words each.
-        due: heap of when rows mature next.
         fresh: heap of units that are not settled, by the time of their first exposure; `at` is their row.
+        due: heap of when the other rows mature next. No unit does before it is settled, so none is in both.
         waiting: heap of rewards by event time; `at` is their place in `pool`. Unused places of the pool are in
             `free` and have the event time NEVER.
         exposure_ids, reward_ids: ids seen with their event time, in order of first sight.
@@ -649,7 +649,6 @@ def _expose(
         _keep_covariate(layout, state, row, covariate)
         _count_unit(layout, state, row, lateness_ms, cells, 1)
         _await_last_exposures(state, row)
-        _await_maturity(layout, state, row, lateness_ms)
         state.tallies[slot].units += 1
         state.tallies[slot].rows += 1
         state.exposure_outcomes[COUNTED] += 1
@@ -669,7 +668,6 @@ def _expose(
     if time_ms < _t0_ms(state, row):
         _set_t0_ms(state, row, time_ms)
         _await_last_exposures(state, row)
-        _await_maturity(layout, state, row, lateness_ms)
     state.rows[row].exposures += 1
     if state.rows[row].arm == CROSSED:
         state.exposure_outcomes[CROSSOVER] += 1
@@ -933,7 +931,7 @@ def _settle_rewards(layout, state, watermark_ms, lateness_ms, cells):
 
 @_compiled
 def _settle_units(layout, state, watermark_ms, lateness_ms, cells):
-    """Let every unit be settled whose first exposure no admissible one can precede any more."""
+    """Let every unit be settled whose first exposure no admissible one can precede any more; then it can mature."""
     scalars = state.scalars
     while scalars[FRESH] > 0 and state.fresh[0].ms + lateness_ms < watermark_ms:
         t0_ms = state.fresh[0].ms
@@ -941,7 +939,10 @@ def _settle_units(layout, state, watermark_ms, lateness_ms, cells):
         _pop(state.fresh, scalars[FRESH], None)
         scalars[FRESH] -= 1
         # An entry that no longer fits was left behind when an earlier exposure moved t0.
-        if state.rows[row].arm == CROSSED or t0_ms != _t0_ms(state, row):
+        if t0_ms != _t0_ms(state, row):
+            continue
+        _await_maturity(layout, state, row, lateness_ms)
+        if state.rows[row].arm == CROSSED:
             continue
         slot = state.rows[row].slot
         base = _unit_cells(layout, state, row)
@@ -955,18 +956,11 @@ def _mature_units(layout, state, watermark_ms, lateness_ms, cells):
     """Let every unit whose window is over enter the moments, once for each stage."""
     scalars = state.scalars
     while scalars[DUE] > 0 and state.due[0].ms <= watermark_ms:
-        due_ms = state.due[0].ms
         row = state.due[0].at
         _pop(state.due, scalars[DUE], None)
         scalars[DUE] -= 1
         slot = state.rows[row].slot
         stage = layout.slots[slot].stage_start + state.rows[row].stage
-        # An entry that no longer fits was left behind when an earlier exposure moved t0.
-        if (
-            stage == layout.slots[slot + 1].stage_start
-            or due_ms != _t0_ms(state, row) + layout.stages[stage].window_ms + lateness_ms
-        ):
-            continue
         if state.rows[row].arm != CROSSED:
             n = _cells(layout, slot, state.rows[row].segment, cells)
             for m in range(layout.stages[stage].metric_start, layout.stages[stage + 1].metric_start):
@@ -1019,24 +1013,23 @@ def release(layout, state, ended):
 
 
 @_compiled
-def await_maturity(layout, state, lateness_ms):
-    """Note of every row when it matures next; nothing was noted before."""
+def await_units(layout, state, lateness_ms, cells):
+    """Note of every row when it is settled, and of those that are when they mature next; count those that are not.
+
+    None was counted before.
+    """
+    state.scalars[FRESH] = 0
     state.scalars[DUE] = 0
     for row in range(state.scalars[ROWS]):
-        _await_maturity(layout, state, row, lateness_ms)
-
-
-@_compiled
-def await_last_exposures(layout, state, lateness_ms, cells):
-    """Count the units that are not settled, and note each; none was counted before."""
-    state.scalars[FRESH] = 0
-    for row in range(state.scalars[ROWS]):
-        if state.rows[row].arm == CROSSED or _t0_ms(state, row) + lateness_ms < state.scalars[WATERMARK]:
+        if _t0_ms(state, row) + lateness_ms < state.scalars[WATERMARK]:
+            _await_maturity(layout, state, row, lateness_ms)
+            continue
+        _await_last_exposures(state, row)
+        if state.rows[row].arm == CROSSED:
             continue
         base = _unit_cells(layout, state, row)
         for c in range(_cells(layout, state.rows[row].slot, state.rows[row].segment, cells)):
             state.unsettled[base + cells[c]] += 1
-        _await_last_exposures(state, row)
 
 
 @_compiled

@@ -313,8 +313,7 @@ class PartitionState:
     def _await(self) -> None:
         """Note of every row when it is settled, and when it matures."""
         self.arrays["unsettled"][:] = 0
-        kernels.await_last_exposures(self._layout, self._state(), self.allowed_lateness_ms, self._cells)
-        kernels.await_maturity(self._layout, self._state(), self.allowed_lateness_ms)
+        kernels.await_units(self._layout, self._state(), self.allowed_lateness_ms, self._cells)
 
     def _ended(self) -> list[Slot]:
         """The versions whose end is known."""
@@ -384,7 +383,7 @@ class PartitionState:
             self._check_bounds(needed, self._scalar(kernels.VALUES) + rows * width)
             self._grow("rows", needed)
             self._grow("values", self._scalar(kernels.VALUES) + rows * width)
-            self._grow("due", self._scalar(kernels.DUE) + rows)
+            self._grow("due", needed)
             self._grow("fresh", self._scalar(kernels.FRESH) + rows)
             self._grow_lookup(needed)
         if rewards:

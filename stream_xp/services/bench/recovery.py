@@ -499,7 +499,7 @@ def _sizes(state: PartitionState) -> dict[str, float]:
     scalars, arrays = state.arrays["scalars"], state.arrays
     rows = int(scalars[kernels.ROWS])
     used = arrays["lookup"].nbytes + rows * kernels.ROW.itemsize
-    used += int(scalars[kernels.DUE]) * kernels.TIMED.itemsize
+    used += int(scalars[kernels.FRESH] + scalars[kernels.DUE]) * kernels.TIMED.itemsize
     pool = int(scalars[kernels.POOL])
     other = pool * (kernels.REWARD.itemsize + kernels.TIMED.itemsize + 8)
     other += int(scalars[kernels.IDS_EXPOSURES] + scalars[kernels.IDS_REWARDS]) * kernels.IDENTITY.itemsize
