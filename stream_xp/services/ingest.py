@@ -90,7 +90,8 @@ class PartitionTask:
         self.snapshots = SnapshotWriter(
             state.partition, writer=secrets.token_hex(8), seed=secrets.randbits(63)
         )
-        self.left = list(left)
+        # In one order in every process, so that a simulated schedule is the same one wherever it runs.
+        self.left = sorted(left)
         self.lock = asyncio.Lock()
         self.dead_letters: list[Awaitable[Any]] = []
         self.changed: dict[int, Slot] = {}
