@@ -48,7 +48,7 @@ _CLOSE_S = 3.0
 _STOP_S = 1.0
 _EXIT_S = 4.5
 _THREAD_START_S = 120.0
-_THREAD_STOP_S = 15.0
+_THREAD_STOP_S = 60.0
 
 
 class Worker:

@@ -25,6 +25,7 @@ from stream_xp.domain.statistics import ExperimentStatistics, build
 from stream_xp.engine.allocation import BurnIn, Constraints, Conversions, Evidence, Policy, allocate
 from stream_xp.engine.evaluate import Evaluation
 from stream_xp.engine.weights_by_policy import weights_by_policy
+from tests.simulation.runs import runs
 
 WINDOW_H = 24
 AGES_H = (1, 3, 6, 12)
@@ -164,7 +165,7 @@ def shares_of_b(how: str, runs: int, **world: Any) -> tuple[np.ndarray, np.ndarr
     return shares[:, 0], shares[:, 1]
 
 
-RUNS = 40
+RUNS = runs(40, short=16)
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:

@@ -18,6 +18,7 @@ from stream_xp.domain.experiment import ExperimentRecord, ExperimentSpec, Weight
 from stream_xp.domain.statistics import build
 from stream_xp.engine.evaluate import evaluate_all
 from stream_xp.engine.policy import stop
+from tests.simulation.runs import runs as drawn_runs
 
 LOOK_S = 10
 
@@ -115,7 +116,7 @@ LATE = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LATE)
 def test_an_arm_that_is_counted_late_is_stopped_at_most_as_often_as_the_level_says(name, record_property):
-    runs, alpha = 500, 0.05
+    runs, alpha = drawn_runs(500, short=150), 0.05
     stopped, counted = proofs(np.random.default_rng(21), LATE[name], runs=runs, alpha=alpha)
     false, before = np.isfinite(stopped).mean(), np.isfinite(counted).mean()
     error = math.sqrt(alpha * (1 - alpha) / runs)
@@ -142,7 +143,7 @@ WRONG = {
 @pytest.mark.parametrize("name", WRONG)
 def test_a_true_mismatch_is_found_a_lateness_later(name, record_property):
     world = WRONG[name]
-    stopped, counted = proofs(np.random.default_rng(22), world, runs=50, alpha=0.001)
+    stopped, counted = proofs(np.random.default_rng(22), world, runs=drawn_runs(50, short=20), alpha=0.001)
     begin_s = world.dies_s or 0
     told = [
         f"{np.quantile(at - begin_s, p):.0f} s (p{100 * p:.0f})"

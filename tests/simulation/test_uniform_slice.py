@@ -18,8 +18,9 @@ from stream_xp.domain.experiment import ExperimentRecord, ExperimentSpec, Weight
 from stream_xp.domain.statistics import build
 from stream_xp.engine.evaluate import evaluate_all
 from stream_xp.engine.weights_by_policy import weights_by_policy
+from tests.simulation.runs import runs as drawn_runs
 
-RUNS, EPOCHS, UNITS, SHARE = 200, 15, 600, 0.3
+RUNS, EPOCHS, UNITS, SHARE = drawn_runs(200, short=80), 15, 600, 0.3
 
 
 def spec_of(level: float) -> ExperimentSpec:

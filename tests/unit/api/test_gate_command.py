@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import socket
+import threading
 from typing import Any, Self
 
 import pytest
 from click.testing import CliRunner
 from gate_world import world_in
 
+from stream_xp.adapters import topic_reader
 from stream_xp.cli import gate as gate_command
 from stream_xp.cli import main
 from stream_xp.domain.gate import Cause, Verdict
 from stream_xp.errors import ConfigError, DependencyError
 from stream_xp.services.api import ask as asking
-from stream_xp.services.api import follower
 from stream_xp.settings import Settings
 
 
@@ -70,9 +71,11 @@ def test_where_no_broker_answers_nothing_is_known(monkeypatch: pytest.MonkeyPatc
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     monkeypatch.setattr(asking, "LOAD_S", 0.3)
-    monkeypatch.setattr(follower, "JOIN_S", 0.1)
+    # A reader that outlived this test would draw random numbers while hypothesis does in another.
+    monkeypatch.setattr(topic_reader, "CONNECT_TIMEOUT_MS", 300)
     told = asking.ask(Settings(bootstrap=f"127.0.0.1:{port}"), "checkout", None, wait_s=0.0)
     assert (told.verdict, told.cause) == (Verdict.INVALID, Cause.STARTING)
+    assert "stream-xp-follower" not in {thread.name for thread in threading.enumerate()}
 
 
 def test_a_verdict_that_comes_while_it_waits_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
