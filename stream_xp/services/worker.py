@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -46,6 +46,7 @@ _METRICS_S = 0.5
 _STUCK_S = 30.0
 _CLOSE_S = 3.0
 _STOP_S = 1.0
+_CANCEL_S = 0.1
 _EXIT_S = 4.5
 _THREAD_START_S = 120.0
 _THREAD_STOP_S = 60.0
@@ -178,9 +179,7 @@ class Worker:
         self.ended.set()
         if self.failure is None:
             await self._guarded(_in_time(self._close(), _CLOSE_S, "write everything out"))
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await _cancel(self._tasks)
         parts = (self.app, self.experiments, self.decide, self.writer)
         ends = [part.stop() for part in parts] + [asyncio.to_thread(self.tracer.stop)]
         await asyncio.gather(*(_within(end, _STOP_S) for end in ends))
@@ -318,6 +317,19 @@ async def _in_time(work: Awaitable[None], deadline_s: float, what: str) -> None:
         await asyncio.wait_for(work, deadline_s)
     except TimeoutError as error:
         raise DependencyError(f"the broker took more than {deadline_s:g} s to {what}") from error
+
+
+async def _cancel(tasks: Iterable[asyncio.Task[None]]) -> None:
+    """Cancel tasks until they have ended.
+
+    Before Python 3.12 `asyncio.wait_for` loses a cancellation that comes as what it waits for is done (CPython issue
+    86296), and a task that loops for ever then goes on.
+    """
+    going = set(tasks)
+    while going:
+        for task in going:
+            task.cancel()
+        _, going = await asyncio.wait(going, timeout=_CANCEL_S)
 
 
 async def _within(work: Awaitable[Any], deadline_s: float) -> None:

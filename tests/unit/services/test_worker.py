@@ -12,7 +12,7 @@ from faust.types.tuples import TP
 
 from stream_xp.adapters.faust_transport import FaustSource
 from stream_xp.errors import ConfigError, DependencyError, StateError
-from stream_xp.services.worker import Worker, run
+from stream_xp.services.worker import Worker, _cancel, run
 from stream_xp.settings import Settings
 
 AT = TP("xp.rewards", 1)
@@ -35,6 +35,31 @@ class Stages:
 
     async def stop(self) -> None:
         self.calls.append("stop")
+
+
+@pytest.mark.timeout(30)
+def test_a_task_that_loses_a_cancellation_is_cancelled_again() -> None:
+    """As `asyncio.wait_for` does before Python 3.12, where what it waits for is done at the same time."""
+    lost = 0
+
+    async def goes_on() -> None:
+        nonlocal lost
+        while True:
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                lost += 1
+                if lost > 2:
+                    raise
+
+    async def scenario() -> None:
+        tasks = [asyncio.create_task(goes_on()), asyncio.create_task(asyncio.sleep(60))]
+        await asyncio.sleep(0)
+        await _cancel(tasks)
+        assert all(task.cancelled() for task in tasks)
+
+    asyncio.run(scenario())
+    assert lost == 3
 
 
 def test_a_signal_while_it_starts_ends_the_start() -> None:
