@@ -121,6 +121,7 @@ def test_every_kind_of_metric_is_exact_and_tested(
     with WorkerProcess(settings, tmp_path) as second:
         members.send(700, share=0.5)
         wait_for(lambda: matured(settings, members), "every member is mature")
+        wait_for(lambda: evaluated(settings), "the newest result is of the newest statistics")
         assert second.terminate() == 0, second.log
 
     report = check(settings)
@@ -153,3 +154,8 @@ def matured(settings: Settings, members: Members) -> bool:
     parts = statistics(settings)
     clicks = sum(row.n for row in merged(parts).moments if row.metric == "click" and row.segment == "")
     return applied(parts) == ends(settings) and clicks == members.met.total()
+
+
+def evaluated(settings: Settings) -> bool:
+    results = records(settings, "results")
+    return bool(results) and results[-1]["statistics_hash"] == merged(statistics(settings)).digest()
