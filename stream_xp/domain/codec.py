@@ -14,7 +14,8 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar, cast
 import msgspec
 
 from stream_xp.domain.events import Exposure, Reward, epoch_ms
-from stream_xp.domain.experiment import ExperimentRecord, record_rules
+from stream_xp.domain.experiment import ExperimentRecord
+from stream_xp.domain.experiment_rules import record_rules
 from stream_xp.errors import ConfigError, Reason, RecordRejected
 
 Headers: TypeAlias = Sequence[tuple[str, bytes | None]]

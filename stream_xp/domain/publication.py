@@ -16,7 +16,8 @@ import msgspec
 
 from stream_xp.domain.assignment import layer_config, uniform_share
 from stream_xp.domain.decision import ConfigRecord, RolloutStatus
-from stream_xp.domain.experiment import ExperimentRecord, ExperimentSpec, Status, WeightEpoch, most_epochs
+from stream_xp.domain.experiment import ExperimentRecord, ExperimentSpec, Status, WeightEpoch
+from stream_xp.domain.statistics_size import most_epochs
 from stream_xp.errors import ConfigError
 
 _PROSE = ("owner", "hypothesis")

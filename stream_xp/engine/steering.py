@@ -15,11 +15,12 @@ from stream_xp.domain.decision import (
     RolloutState,
     RolloutStatus,
 )
-from stream_xp.domain.experiment import ExperimentRecord, ExperimentSpec, WeightEpoch, most_epochs
+from stream_xp.domain.experiment import ExperimentRecord, ExperimentSpec, WeightEpoch
 from stream_xp.domain.fields import duration_ms
 from stream_xp.domain.operator import OperatorAction
 from stream_xp.domain.rollout import Allocation, Mode, Policy
 from stream_xp.domain.statistics import ExperimentStatistics
+from stream_xp.domain.statistics_size import most_epochs
 from stream_xp.engine.conclusion import futility, harmed_arms, invalid, ship
 from stream_xp.engine.evaluate import Evaluation
 from stream_xp.engine.policy import hold, stop

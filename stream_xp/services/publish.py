@@ -10,7 +10,8 @@ from stream_xp.adapters.topic_reader import TopicReader, TopicRecord
 from stream_xp.adapters.topic_writer import TopicWriter
 from stream_xp.domain.codec import decode_own
 from stream_xp.domain.decision import ConfigRecord
-from stream_xp.domain.experiment import ExperimentRecord, ExperimentSpec, Status, record_rules
+from stream_xp.domain.experiment import ExperimentRecord, ExperimentSpec, Status
+from stream_xp.domain.experiment_rules import record_rules
 from stream_xp.domain.layer_rules import Collision, collisions, no_champion
 from stream_xp.domain.publication import archived_record, next_config, next_record
 from stream_xp.engine.registry import Entry, Registry

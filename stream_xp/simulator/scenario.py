@@ -7,14 +7,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
-from stream_xp.domain.experiment import (
-    Adjustment,
-    ExperimentRecord,
-    ExperimentSpec,
-    MetricKind,
-    WeightEpoch,
-    rules,
-)
+from stream_xp.domain.experiment import Adjustment, ExperimentRecord, ExperimentSpec, MetricKind, WeightEpoch
+from stream_xp.domain.experiment_rules import rules
 from stream_xp.errors import ConfigError
 
 if TYPE_CHECKING:

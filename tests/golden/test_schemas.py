@@ -17,7 +17,8 @@ from stream_xp.domain.ages import Ages
 from stream_xp.domain.codec import RawRecord, decode_exposure, decode_reward
 from stream_xp.domain.dead_letter import DeadLetter
 from stream_xp.domain.decision import Result
-from stream_xp.domain.experiment import ExperimentRecord, ExperimentSpec, record_rules
+from stream_xp.domain.experiment import ExperimentRecord, ExperimentSpec
+from stream_xp.domain.experiment_rules import record_rules
 from stream_xp.domain.layers import Champion, Layer, Overlap
 from stream_xp.domain.rollout import Allocation, BurnIn, Conclusion, Delay, Monitors, Ramp, Stage
 from stream_xp.domain.statistics import ExperimentStatistics, PartitionStatistics, merge

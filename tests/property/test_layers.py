@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stream_xp.domain.assignment import layer_config, slot_of
-from stream_xp.domain.experiment import ExperimentSpec, rules
+from stream_xp.domain.experiment import ExperimentSpec
+from stream_xp.domain.experiment_rules import rules
 from stream_xp.domain.layer_rules import Relation, collisions, relation
 from stream_xp.domain.layers import Layer, free_slots, shared_slots
 

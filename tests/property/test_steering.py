@@ -10,9 +10,10 @@ import pytest
 from hypothesis import example, given, settings
 
 from stream_xp.domain.decision import Action, Decision, MetricState, RolloutStatus
-from stream_xp.domain.experiment import WeightEpoch, most_epochs
+from stream_xp.domain.experiment import WeightEpoch
 from stream_xp.domain.fields import duration_ms
 from stream_xp.domain.operator import OperatorAction, Order
+from stream_xp.domain.statistics_size import most_epochs
 from stream_xp.engine.conclusion import harmed_arms, invalid, looked
 from stream_xp.engine.evaluate import evaluate
 from stream_xp.engine.policy import decide

@@ -12,7 +12,7 @@ import pytest
 from scipy.special import ndtri
 
 from stream_xp.domain.decision import Method
-from stream_xp.domain.experiment import _FOLDS, Adjustment, Metric, MetricKind
+from stream_xp.domain.experiment import FOLDS, Adjustment, Metric, MetricKind
 from stream_xp.engine.design import method_of
 from stream_xp.engine.quantile_findings import BAND_FROM, COMBINATION
 from stream_xp.stats import (
@@ -166,7 +166,7 @@ def test_the_table_of_methods_is_that_of_the_engine():
 def chosen():
     for kind in MetricKind:
         adjustable = kind in (MetricKind.CONVERSION, MetricKind.MEAN)
-        for fold, adjustment in product(_FOLDS[kind], Adjustment if adjustable else [Adjustment.NONE]):
+        for fold, adjustment in product(FOLDS[kind], Adjustment if adjustable else [Adjustment.NONE]):
             metric = Metric(
                 key="m",
                 kind=kind,

@@ -10,7 +10,8 @@ import pytest
 from click.testing import CliRunner
 
 from stream_xp.cli import main
-from stream_xp.domain.experiment import ExperimentRecord, ExperimentSpec, WeightEpoch, rules
+from stream_xp.domain.experiment import ExperimentRecord, ExperimentSpec, WeightEpoch
+from stream_xp.domain.experiment_rules import rules
 from stream_xp.domain.layer_rules import Relation, collisions, decisive, no_champion, relation
 from stream_xp.domain.layers import Champion, Layer, SlotRange, free_slots, listed, shared_slots, slot_range
 from stream_xp.services.spec_file import SpecFaults, load_located, parse_spec

@@ -10,8 +10,6 @@ import pytest
 from stream_xp.domain.codec import decode_experiment
 from stream_xp.domain.decision import ConfigRecord, RolloutStatus
 from stream_xp.domain.experiment import (
-    MAX_STATISTICS_BYTES,
-    MAX_WEIGHT_EPOCHS,
     Adjustment,
     Arm,
     Covariate,
@@ -22,12 +20,12 @@ from stream_xp.domain.experiment import (
     Status,
     Threshold,
     WeightEpoch,
-    most_epochs,
-    rules,
 )
+from stream_xp.domain.experiment_rules import rules
 from stream_xp.domain.publication import archived_record, changed_design, next_config, next_record
 from stream_xp.domain.rollout import Allocation, Conclusion, Policy, Ramp, Stage
 from stream_xp.domain.statistics import build
+from stream_xp.domain.statistics_size import MAX_STATISTICS_BYTES, MAX_WEIGHT_EPOCHS, most_epochs
 from stream_xp.errors import ConfigError
 from stream_xp.services.publish import Publication
 

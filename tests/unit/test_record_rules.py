@@ -7,7 +7,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from stream_xp.domain.experiment import ExperimentRecord, ExperimentSpec, WeightEpoch, record_rules
+from stream_xp.domain.experiment import ExperimentRecord, ExperimentSpec, WeightEpoch
+from stream_xp.domain.experiment_rules import record_rules
 from stream_xp.domain.rollout import Allocation, Policy
 
 SPEC = msgspec.convert(

@@ -7,15 +7,8 @@ import msgspec
 import pytest
 
 from stream_xp.domain.codec import RawRecord, decode_exposure, decode_reward
-from stream_xp.domain.experiment import (
-    Arm,
-    Direction,
-    ExperimentSpec,
-    Metric,
-    MetricKind,
-    Role,
-    rules,
-)
+from stream_xp.domain.experiment import Arm, Direction, ExperimentSpec, Metric, MetricKind, Role
+from stream_xp.domain.experiment_rules import rules
 from stream_xp.domain.statistics import build
 from stream_xp.errors import ConfigError, Reason, RecordRejected
 from stream_xp.simulator import (

@@ -8,16 +8,11 @@ import msgspec
 import pytest
 
 from stream_xp.domain.ages import Bucket, age_buckets, lengths
-from stream_xp.domain.experiment import (
-    ExperimentRecord,
-    ExperimentSpec,
-    WeightEpoch,
-    most_epochs,
-    record_rules,
-    row_bytes,
-)
+from stream_xp.domain.experiment import ExperimentRecord, ExperimentSpec, WeightEpoch
+from stream_xp.domain.experiment_rules import record_rules
 from stream_xp.domain.fit import check_fit
 from stream_xp.domain.statistics import build
+from stream_xp.domain.statistics_size import most_epochs, row_bytes
 from stream_xp.services.spec_file import SpecFaults, parse_spec
 
 FILE = """\

@@ -7,9 +7,10 @@ import pytest
 
 from stream_xp.domain.ages import Bucket
 from stream_xp.domain.buckets import kept_buckets
-from stream_xp.domain.experiment import ExperimentSpec, most_epochs, row_bytes
+from stream_xp.domain.experiment import ExperimentSpec
 from stream_xp.domain.fit import check_fit
 from stream_xp.domain.statistics import build
+from stream_xp.domain.statistics_size import most_epochs, row_bytes
 from stream_xp.services.spec_file import SpecFaults, parse_spec
 
 FILE = """\

@@ -27,8 +27,8 @@ from stream_xp.domain.experiment import (
     MetricKind,
     Status,
     WeightEpoch,
-    record_rules,
 )
+from stream_xp.domain.experiment_rules import record_rules
 from stream_xp.domain.fields import duration_ms
 from stream_xp.domain.statistics import ALL, ExperimentStatistics, MetricKey, Outcomes, UnitKey, build
 from stream_xp.errors import Reason, RecordRejected

@@ -9,7 +9,7 @@ import msgspec
 import yaml
 from msgspec import inspect
 
-from stream_xp.domain.experiment import rules
+from stream_xp.domain.experiment_rules import rules
 from stream_xp.services.spec_file.faults import FieldPath, SpecFault, did_you_mean, dotted, nearest
 from stream_xp.services.spec_file.nodes import REFUSED, TAG, mismatch, position
 from stream_xp.services.spec_file.partial import UNREADABLE, Partial, Unreadable, readable

@@ -11,7 +11,8 @@ import msgspec
 from stream_xp import __version__
 from stream_xp.domain.codec import decode_own
 from stream_xp.domain.decision import Action, LookTaken, PartitionOffsets, Result, SegmentResult, Signal
-from stream_xp.domain.experiment import METHODS, ExperimentRecord, record_rules
+from stream_xp.domain.experiment import METHODS, ExperimentRecord
+from stream_xp.domain.experiment_rules import record_rules
 from stream_xp.domain.operator import OrderSignal
 from stream_xp.domain.statistics import (
     ExperimentStatistics,

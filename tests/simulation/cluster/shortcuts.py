@@ -18,7 +18,7 @@ from stream_xp import stats
 from stream_xp.domain import codec
 from stream_xp.domain.decision import Evidence
 from stream_xp.domain.experiment import ExperimentRecord
-from stream_xp.domain.experiment import record_rules as _record_rules
+from stream_xp.domain.experiment_rules import record_rules as _record_rules
 from stream_xp.domain.statistics import MetricMoments
 from stream_xp.engine import evaluate as evaluate_module
 from stream_xp.engine.comparison import Comparison, Finding

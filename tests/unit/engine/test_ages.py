@@ -10,7 +10,8 @@ import pytest
 
 from stream_xp import stats
 from stream_xp.domain.decision import AgeChange, AgeResult
-from stream_xp.domain.experiment import ExperimentRecord, ExperimentSpec, WeightEpoch, rules
+from stream_xp.domain.experiment import ExperimentRecord, ExperimentSpec, WeightEpoch
+from stream_xp.domain.experiment_rules import rules
 from stream_xp.domain.statistics import ExperimentStatistics, build
 from stream_xp.engine.ages import DAY_MS, age_plans, age_results
 from stream_xp.engine.evaluate import evaluate

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from stream_xp import stats
-from stream_xp.domain.experiment import ExperimentRecord, ExperimentSpec, WeightEpoch, rules
+from stream_xp.domain.experiment import ExperimentRecord, ExperimentSpec, WeightEpoch
+from stream_xp.domain.experiment_rules import rules
 from stream_xp.domain.statistics import ExperimentStatistics, build
 from stream_xp.engine.comparison import Cell, cells, comparisons
 from stream_xp.engine.evaluate import Evaluation, evaluate, evaluate_all, proven
