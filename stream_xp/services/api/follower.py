@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from kafka import TopicPartition
-from kafka.errors import KafkaError
 
 from stream_xp.adapters.topic_reader import TopicRecord, open_consumer
-from stream_xp.errors import DependencyError
+from stream_xp.services.sessions import Sessions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -27,7 +25,6 @@ FETCH_WAIT_MS: Final = 50
 CHECK_S: Final = 1.0
 """How often the ends of the topics are asked for: an answer is the sign that the broker is there."""
 ASK_TIMEOUT_MS: Final = 5_000
-PAUSE_S: Final = 1.0
 JOIN_S: Final = 15.0
 
 
@@ -52,7 +49,6 @@ class Follower:
             None before the first time.
         progress_ms: when something was read last, or the topics were at their end; the start before that.
         records: how many were handed over.
-        failure: what ended the thread; None while it goes on.
     """
 
     def __init__(
@@ -68,22 +64,32 @@ class Follower:
         self._take = take
         self._clock = clock
         self._positions: dict[TopicPartition, int] = {}
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._main, name="stream-xp-follower", daemon=True)
+        self._sessions = Sessions(
+            "stream-xp-follower",
+            connect=lambda: open_consumer(settings, fetch_max_wait_ms=FETCH_WAIT_MS),
+            work=self._follow,
+            interrupted=lambda error: log.warning("reading the topics failed, it is tried again: %s", error),
+            ended=lambda error: log.error("reading the topics ended: %s", error),
+        )
+        self._stopped = self._sessions.stopped
         self.read_ms: int | None = None
         self.progress_ms = clock.now_ms()
         self.records = 0
-        self.failure: BaseException | None = None
 
     def __enter__(self) -> Self:
-        self._thread.start()
+        self._sessions.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stop.set()
-        self._thread.join(JOIN_S)
+        self._sessions.stop()
+        self._sessions.join(JOIN_S)
+
+    @property
+    def failure(self) -> BaseException | None:
+        """What ended the thread; None while it goes on."""
+        return self._sessions.failure
 
     def wait(self, timeout_s: float) -> bool:
         """Wait until the topics have been read to their end once; whether they were.
@@ -98,36 +104,15 @@ class Follower:
             raise self.failure
         return self.read_ms is not None
 
-    def _main(self) -> None:
-        try:
-            while not self._stop.is_set():
-                self._session()
-        except BaseException as error:  # noqa: BLE001 (whoever waits raises it)
-            log.error("reading the topics ended: %s", error)
-            self.failure = error
-
-    def _session(self) -> None:
-        """Read with one consumer until it fails."""
-        consumer: Any = None
-        try:
-            consumer = open_consumer(self._settings, fetch_max_wait_ms=FETCH_WAIT_MS)
-            self._follow(consumer)
-        except (KafkaError, DependencyError) as error:
-            log.warning("reading the topics failed, it is tried again: %s", error)
-            self._stop.wait(PAUSE_S)
-        finally:
-            if consumer is not None:
-                consumer.close(autocommit=False)
-
     def _follow(self, consumer: Any) -> None:
         partitions = self._assign(consumer)
         asked: tuple[int, dict[TopicPartition, int]] | None = None
         next_s = 0.0
-        while not self._stop.is_set():
+        while not self._stopped.is_set():
             if partitions:
                 self._hand_over(consumer.poll(POLL_MS))
             else:
-                self._stop.wait(POLL_MS / 1000)
+                self._stopped.wait(POLL_MS / 1000)
             if asked is None and time.monotonic() >= next_s:
                 next_s = time.monotonic() + CHECK_S
                 if len({partition.topic for partition in partitions}) < len(self._names):

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import structlog
 from kafka import ConsumerRebalanceListener, TopicPartition
 from kafka.coordinator.assignors.range import RangePartitionAssignor
-from kafka.errors import KafkaError
 from kafka.structs import OffsetAndMetadata
 
 from stream_xp.adapters.topic_reader import TopicRecord, open_consumer
-from stream_xp.errors import DependencyError
 from stream_xp.services.evidence import Believed
 from stream_xp.services.notify.delivery import Delivery, Fate
 from stream_xp.services.notify.message import message
 from stream_xp.services.passed_over import PassedOver
+from stream_xp.services.sessions import Sessions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,7 +33,6 @@ JOIN_POLL_MS: Final = 1_000
 MAX_JOIN_POLL_MS: Final = 8_000
 """The first and the longest poll while the group is joined."""
 ASK_TIMEOUT_MS: Final = 10_000
-PAUSE_S: Final = 1.0
 SESSION_TIMEOUT_MS: Final = 30_000
 """Longer than any attempt, in which no heartbeat may be sent."""
 MAX_RECORDS: Final = 100
@@ -106,7 +103,6 @@ class Courier:
         deliveries: told what became of messages.
 
     Attributes:
-        failure: what ended the thread; None while it goes on.
         moved_ms: wall time at which it last went round.
     """
 
@@ -133,11 +129,14 @@ class Courier:
         self._committed: dict[TopicPartition, int] = {}
         self._records: deque[TopicRecord] = deque()
         self._delivery: Delivery | None = None
-        self._stop = threading.Event()
-        self._thread = threading.Thread(
-            target=self._main, name=f"stream-xp-notify-{target.name}", daemon=True
+        self._sessions = Sessions(
+            f"stream-xp-notify-{target.name}",
+            connect=self._connect,
+            work=self._follow,
+            interrupted=self._interrupted,
+            ended=self._ended,
         )
-        self.failure: BaseException | None = None
+        self._stopped = self._sessions.stopped
         self.moved_ms = self._began_ms
 
     @property
@@ -145,50 +144,41 @@ class Courier:
         """The consumer group: replicas of a target share its partitions, and other targets do not wait for it."""
         return f"{self._settings.group_id}-notify-{self._target.name}"
 
+    @property
+    def failure(self) -> BaseException | None:
+        """What ended the thread; None while it goes on."""
+        return self._sessions.failure
+
     def start(self) -> None:
         """Begin."""
-        self._thread.start()
+        self._sessions.start()
 
     def stop(self) -> None:
         """End after the attempt that is under way."""
-        self._stop.set()
+        self._sessions.stop()
 
     def join(self, timeout_s: float) -> None:
         """Wait for the end."""
-        self._thread.join(timeout_s)
+        self._sessions.join(timeout_s)
 
-    def _main(self) -> None:
-        try:
-            while not self._stop.is_set():
-                self._session()
-        except BaseException as error:  # noqa: BLE001 (whoever waits raises it)
-            log.error("notifying ended", target=self._target.name, error=str(error))
-            self.failure = error
+    def _ended(self, error: BaseException) -> None:
+        log.error("notifying ended", target=self._target.name, error=str(error))
 
-    def _session(self) -> None:
-        """Work with one consumer until it fails."""
-        consumer: Any = None
-        try:
-            self._await_topic()
-            consumer = open_consumer(
-                self._settings,
-                group_id=self.group_id,
-                session_timeout_ms=SESSION_TIMEOUT_MS,
-                heartbeat_interval_ms=SESSION_TIMEOUT_MS // 6,
-                partition_assignment_strategy=[RangePartitionAssignor],
-                max_poll_records=MAX_RECORDS,
-                fetch_max_bytes=MAX_FETCH_BYTES,
-                max_partition_fetch_bytes=MAX_FETCH_BYTES // 4,
-            )
-            self._follow(consumer)
-        except (KafkaError, DependencyError) as error:
-            log.warning(
-                "reading signals failed, it is tried again", target=self._target.name, error=str(error)
-            )
-            self._stop.wait(PAUSE_S)
-        finally:
-            if consumer is not None:
-                consumer.close(autocommit=False)
+    def _interrupted(self, error: Exception) -> None:
+        log.warning("reading signals failed, it is tried again", target=self._target.name, error=str(error))
+
+    def _connect(self) -> Any:
+        self._await_topic()
+        return open_consumer(
+            self._settings,
+            group_id=self.group_id,
+            session_timeout_ms=SESSION_TIMEOUT_MS,
+            heartbeat_interval_ms=SESSION_TIMEOUT_MS // 6,
+            partition_assignment_strategy=[RangePartitionAssignor],
+            max_poll_records=MAX_RECORDS,
+            fetch_max_bytes=MAX_FETCH_BYTES,
+            max_partition_fetch_bytes=MAX_FETCH_BYTES // 4,
+        )
 
     def _await_topic(self) -> None:
         """Wait for the topic, with a consumer of its own.
@@ -198,7 +188,7 @@ class Courier:
         """
         consumer = open_consumer(self._settings)
         try:
-            while not consumer.partitions_for_topic(self._topic) and not self._stop.wait(POLL_MS / 1000):
+            while not consumer.partitions_for_topic(self._topic) and not self._stopped.wait(POLL_MS / 1000):
                 # On the embedded broker a topic appears with its first record.
                 if self._settings.broker != "embedded":
                     raise self._settings.missing_topic(self._topic)
@@ -210,7 +200,7 @@ class Courier:
         assigned = _Assigned()
         consumer.subscribe([self._topic], listener=assigned)
         self._forget()
-        while not self._stop.is_set():
+        while not self._stopped.is_set():
             self._poll(consumer, assigned.next_poll_ms())
             if assigned.anew:
                 assigned.anew = False
@@ -250,7 +240,7 @@ class Courier:
 
     def _work(self, consumer: Any) -> None:
         """Deal with what was fetched, as far as nothing has to wait."""
-        while self._records and not self._stop.is_set():
+        while self._records and not self._stopped.is_set():
             record = self._records[0]
             if not self._dealt_with(record):
                 return

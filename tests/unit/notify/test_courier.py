@@ -281,6 +281,7 @@ def test_without_the_topic_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
         chance=lambda: 0.5,
         deliveries=Deliveries(["ci"]),
     )
-    courier._main()
+    courier.start()
+    courier.join(60)
     assert isinstance(courier.failure, ConfigError)
     assert "topic xp.signals does not exist" in str(courier.failure)
