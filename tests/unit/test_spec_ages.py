@@ -10,27 +10,18 @@ import pytest
 from stream_xp.domain.ages import Bucket, age_buckets, lengths
 from stream_xp.domain.experiment import ExperimentRecord, ExperimentSpec, WeightEpoch
 from stream_xp.domain.experiment_rules import record_rules
-from stream_xp.domain.fit import check_fit
-from stream_xp.domain.statistics import build
-from stream_xp.domain.statistics_size import most_epochs, row_bytes
-from stream_xp.services.spec_file import SpecFaults, parse_spec
+from stream_xp.services.spec_file import parse_spec
+from tests.unit import bucket_world
+from tests.unit.spec_file_world import faults_of
 
-FILE = """\
-experiment: e
-owner: o
-hypothesis: h
-unit: u
-planned_sample: 1000
-arms:
-  - {key: a, weight: 0.5, control: true}
-  - {key: b, weight: 0.5}
-metrics:
-  - {key: click, kind: conversion, role: primary, direction: increase, attribution_window: 1d}
-  - {key: spend, kind: mean, role: secondary, direction: increase, attribution_window: 1d, bound: 100}
+FILE = (
+    bucket_world.FILE
+    + """\
   - {key: top, kind: mean, role: secondary, direction: increase, attribution_window: 1d, bound: 9, aggregation: max}
   - {key: visits, kind: count, role: secondary, direction: increase, attribution_window: 1d}
   - {key: views, kind: count, role: secondary, direction: increase, attribution_window: 1d, aggregation: sum}
 """
+)
 
 
 def file(ages: str) -> bytes:
@@ -39,12 +30,6 @@ def file(ages: str) -> bytes:
 
 def spec(ages: str) -> ExperimentSpec:
     return parse_spec(file(ages), "f")
-
-
-def faults(ages: str) -> list[str]:
-    with pytest.raises(SpecFaults) as caught:
-        spec(ages)
-    return [f"{one.line}: {one.path}: {one.message}" for one in caught.value.faults]
 
 
 def test_buckets_begin_at_first_exposure_and_follow_each_other() -> None:
@@ -108,7 +93,7 @@ def test_lengths_are_in_the_largest_unit_that_divides_both() -> None:
     ],
 )
 def test_each_fault_is_named_with_its_line(ages: str, expected: list[str] | None) -> None:
-    found = faults(ages)
+    found = bucket_world.faults(file(ages))
     assert found == expected if expected is not None else any("unknown field" in one for one in found)
 
 
@@ -116,9 +101,7 @@ def test_a_metric_that_cannot_be_read_hides_no_fault_of_its_own() -> None:
     raw = file("metrics: [spend]\nuntil: [1d, 2d]\n").replace(
         b"key: spend, kind: mean", b"key: spend, kind: men"
     )
-    with pytest.raises(SpecFaults) as caught:
-        parse_spec(raw, "f")
-    assert [one.line for one in caught.value.faults] == [11]
+    assert [one.line for one in faults_of(raw)] == [11]
 
 
 def test_a_record_on_a_topic_is_held_to_the_same_rules() -> None:
@@ -145,24 +128,8 @@ def test_the_section_is_part_of_the_design_and_its_absence_is_none() -> None:
     assert msgspec.structs.replace(plain, ages=None).design_hash() == plain.design_hash()
 
 
-def test_the_rows_of_all_buckets_find_room_in_a_record() -> None:
-    """Every row filled with the largest sums of 10**8 units stays below what is reckoned."""
+def test_the_rows_of_all_buckets_find_room_in_a_record_and_are_of_the_spec() -> None:
     made = spec("metrics: [spend, click, views]\nuntil: [1d, 2d, 3d]\n")
     plain = msgspec.structs.replace(made, ages=None)
-    n, names = 10**7, [bucket.name(metric.key) for metric, bucket in age_buckets(made)]
-    y = 10**4
-    keys = [(name, arm, 0, "") for name in names for arm in ("a", "b")]
-    found = build(
-        units={},
-        moments=dict.fromkeys(keys, (n, n * y, n * y * y)),
-        products={key: (n * y, n * y * y, n * y * y) for key in keys if key[0].endswith("3")},
-        crossover_units=0,
-        first_exposure_ms=0,
-        out_of_range={},
-    )
-    rows = len(found.canonical()) - len(msgspec.structs.replace(found, moments=(), products=()).canonical())
-    assert rows <= row_bytes(made) - row_bytes(plain)
-    assert most_epochs(made) < most_epochs(plain)
-    check_fit(found, made)
-    with pytest.raises(ValueError, match="no metric with moments"):
-        check_fit(found, plain)
+    products = ("spend@age3", "click@age3", "views@age3")
+    bucket_world.assert_room(made, plain, products=products, largest=10**4)

@@ -8,38 +8,22 @@ import pytest
 from stream_xp.domain.ages import Bucket
 from stream_xp.domain.buckets import kept_buckets
 from stream_xp.domain.experiment import ExperimentSpec
-from stream_xp.domain.fit import check_fit
-from stream_xp.domain.statistics import build
-from stream_xp.domain.statistics_size import most_epochs, row_bytes
-from stream_xp.services.spec_file import SpecFaults, parse_spec
+from stream_xp.services.spec_file import parse_spec
+from tests.unit import bucket_world
 
-FILE = """\
-experiment: e
-owner: o
-hypothesis: h
-unit: u
-planned_sample: 1000
-arms:
-  - {key: a, weight: 0.5, control: true}
-  - {key: b, weight: 0.5}
-metrics:
-  - {key: click, kind: conversion, role: primary, direction: increase, attribution_window: 1d}
-  - {key: spend, kind: mean, role: secondary, direction: increase, attribution_window: 1d, bound: 100}
+FILE = (
+    bucket_world.FILE
+    + """\
 allocation:
   policy: thompson
   metric: click
 """
+)
 AGES = "  delay:\n    ages: [1h, 6h]\n"
 
 
 def spec(delay: str = AGES) -> ExperimentSpec:
     return parse_spec((FILE + delay).encode(), "f")
-
-
-def faults(text: str) -> list[str]:
-    with pytest.raises(SpecFaults) as caught:
-        parse_spec(text.encode(), "f")
-    return [f"{one.line}: {one.path}: {one.message}" for one in caught.value.faults]
 
 
 def test_each_age_holds_the_one_before_and_stands_beside_it() -> None:
@@ -88,7 +72,7 @@ GROWING = "must be longer than the one before, the first longer than 0"
     ],
 )
 def test_each_fault_is_named_with_its_line(delay: str, expected: list[str]) -> None:
-    assert faults(FILE + delay) == expected
+    assert bucket_world.faults(FILE + delay) == expected
 
 
 @pytest.mark.parametrize(
@@ -103,7 +87,7 @@ def test_each_fault_is_named_with_its_line(delay: str, expected: list[str]) -> N
     ],
 )
 def test_only_weights_that_follow_a_conversion_have_it(old: str, new: str, rule: str) -> None:
-    assert faults(FILE.replace(old, new) + AGES) == [f"15: allocation.delay: {rule}"]
+    assert bucket_world.faults(FILE.replace(old, new) + AGES) == [f"15: allocation.delay: {rule}"]
 
 
 def test_the_section_is_part_of_the_design_and_its_absence_is_none() -> None:
@@ -115,20 +99,4 @@ def test_the_section_is_part_of_the_design_and_its_absence_is_none() -> None:
 
 
 def test_the_rows_find_room_in_a_record_and_are_of_the_spec() -> None:
-    made, plain = spec(), spec("")
-    n, names = 10**7, [one.name for one in kept_buckets(made)]
-    keys = [(name, arm, 0, "") for name in names for arm in ("a", "b")]
-    found = build(
-        units={},
-        moments=dict.fromkeys(keys, (n, n, n)),
-        products={key: (n, n, n) for key in keys if key[0] != names[0]},
-        crossover_units=0,
-        first_exposure_ms=0,
-        out_of_range={},
-    )
-    rows = len(found.canonical()) - len(msgspec.structs.replace(found, moments=(), products=()).canonical())
-    assert rows <= row_bytes(made) - row_bytes(plain)
-    assert most_epochs(made) < most_epochs(plain)
-    check_fit(found, made)
-    with pytest.raises(ValueError, match="no metric with moments"):
-        check_fit(found, plain)
+    bucket_world.assert_room(spec(), spec(""), products=("click@by2", "click@by3"), largest=1)

@@ -23,7 +23,6 @@ from tests.unit.engine.state_world import (
     KINDS,
     LATENCY,
     LATENESS_MS,
-    RULES,
     WINDOW_MS,
     T,
     again,
@@ -334,28 +333,3 @@ def test_the_bound_may_change_while_nothing_shows(made_with: int, read_with: int
     else:
         with pytest.raises(ConfigError, match=f"max_units={made_with}, the setting is {read_with}"):
             decode_snapshot(snapshot, Registry(), allowed_lateness_ms=LATENESS_MS, max_units=read_with)
-
-
-@pytest.fixture(scope="module")
-def held() -> PartitionState:
-    """A state with something in every array: open windows, waiting rewards, crossovers, segments, two epochs."""
-    design = spec("one", 1, *KINDS, covariate=COVARIATE)
-    registry = Registry([entry(0, design, epochs=2), entry(1, spec("two")), entry(2, spec("two", 2))])
-    state = PartitionState(3, registry, allowed_lateness_ms=LATENESS_MS, rules=RULES)
-    seen = [
-        exposure_of(n, weight_epoch=n % 2, segments={"device": ["ios", "tv"][n % 3 % 2]}, covariate=n % 9)
-        for n in range(60)
-    ]
-    seen += [exposure_of(n, "two") for n in range(20)] + [{**exposure_of(4, arm="b"), "id": "crossed"}]
-    seen += [{**exposure_of(n), "time": T + 1_200, "id": f"again{n}"} for n in range(5)]
-    expose(state, 0, seen)
-    reward(state, 0, [reward_of(n, 1.5) for n in range(70)])
-    reward(state, 70, [reward_of(n, n * 1.5, "wait") for n in range(50)])
-    reward(state, 120, [reward_of(n, 1.0, "error") for n in range(50)])
-    waiting = [
-        reward_of(n, 2.0, metric) for n in range(100, 109) for metric in ("order", "one-click", "wait")
-    ]
-    waiting += [{**reward_of(n, 3.0), "experiment": "one"} for n in range(109, 115)]
-    reward(state, 170, [{**event, "time": T + 1_100} for event in waiting])
-    state.behind[REWARDS] = [7, 9]
-    return state

@@ -45,6 +45,14 @@ SPEC = msgspec.convert(
 )
 
 
+def record_of(spec: ExperimentSpec) -> ExperimentRecord:
+    return ExperimentRecord(
+        spec=spec,
+        epochs=(WeightEpoch(epoch=0, weights=spec.weights, effective_ms=0),),
+        design_hash=spec.design_hash(),
+    )
+
+
 class Log:
     """A broker's topics as lists; `failing` names topics whose writes are never acknowledged."""
 
@@ -110,12 +118,7 @@ class Specs:
     """One experiment, in force from the beginning; `covered` can be made to wait."""
 
     def __init__(self) -> None:
-        record = ExperimentRecord(
-            spec=SPEC,
-            epochs=(WeightEpoch(epoch=0, weights=SPEC.weights, effective_ms=0),),
-            design_hash=SPEC.design_hash(),
-        )
-        self.registry = Registry([Entry(offset=0, experiment="exp", in_force_ms=0, record=record)])
+        self.registry = Registry([Entry(offset=0, experiment="exp", in_force_ms=0, record=record_of(SPEC))])
         self.covered = asyncio.Event()
         self.covered.set()
 

@@ -9,42 +9,16 @@ import msgspec
 import pytest
 
 from stream_xp.adapters.kafka_log import LogRecord
-from stream_xp.domain.experiment import ExperimentRecord, ExperimentSpec, WeightEpoch
 from stream_xp.errors import DependencyError
 from stream_xp.services import experiments as module
 from stream_xp.services.experiments import Experiments
 from stream_xp.settings import Settings
+from tests.unit.services.ingest_world import SPEC, record_of
 
 T = 1_000_000
 """Half a century ago: the clock of the machine that runs this is ahead of it."""
 DELAY_MS = 5_000
-SPEC = msgspec.convert(
-    {
-        "experiment": "exp",
-        "owner": "o",
-        "hypothesis": "h",
-        "unit": "u",
-        "planned_sample": 1000,
-        "arms": [{"key": "a", "weight": 0.5, "control": True}, {"key": "b", "weight": 0.5}],
-        "metrics": [
-            {
-                "key": "click",
-                "kind": "conversion",
-                "role": "primary",
-                "direction": "increase",
-                "attribution_window": "1s",
-            }
-        ],
-    },
-    ExperimentSpec,
-)
-VALUE = msgspec.json.encode(
-    ExperimentRecord(
-        spec=SPEC,
-        epochs=(WeightEpoch(epoch=0, weights=SPEC.weights, effective_ms=0),),
-        design_hash=SPEC.design_hash(),
-    )
-)
+VALUE = msgspec.json.encode(record_of(SPEC))
 
 
 class Tail:

@@ -10,14 +10,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from stream_xp.domain.experiment import ExperimentRecord, WeightEpoch
-from stream_xp.engine.registry import Entry, Registry
+from stream_xp.engine.registry import Entry
 from stream_xp.engine.snapshot import Restoration
 from stream_xp.engine.snapshot_log import Manifest, WholeSnapshot
 from stream_xp.engine.state import PartitionState
 from stream_xp.errors import ConfigError, StateError
 from stream_xp.services import ingest as module
-from tests.unit.services.ingest_world import LATENESS_MS, SPEC, Log, Parts, T, exposures, units
+from tests.unit.services.ingest_world import LATENESS_MS, SPEC, Log, Parts, T, exposures, record_of, units
 
 
 @pytest.fixture
@@ -27,11 +26,8 @@ def log(monkeypatch: pytest.MonkeyPatch) -> Log:
     return log
 
 
-def another_spec(registry: Registry, name: str) -> Entry:
-    (entry,) = registry.entries
-    assert entry.record is not None
-    spec = msgspec.structs.replace(SPEC, experiment=name)
-    record = msgspec.structs.replace(entry.record, spec=spec, design_hash=spec.design_hash())
+def another_spec(name: str) -> Entry:
+    record = record_of(msgspec.structs.replace(SPEC, experiment=name))
     return Entry(offset=1, experiment=name, in_force_ms=T, record=record)
 
 
@@ -104,7 +100,7 @@ def test_while_a_snapshot_is_restored_the_loop_and_other_partitions_go_on(
         # Partition 1 is empty. It is read while partition 0 is restored, and brings a spec that nobody knew.
         await second.ingest.on_block(exposures(0, 3)._replace(partition=1))
         assert second.ingest.partitions == [1]
-        second.specs.registry.add([another_spec(second.specs.registry, "other")])
+        second.specs.registry.add([another_spec("other")])
         gate.set()
         await loading
         assert second.ingest.partitions == [0, 1]
@@ -224,18 +220,7 @@ def test_a_snapshot_brings_the_specs_that_its_loader_has_not_read_yet(log: Log) 
         first = Parts(log)
         newer = msgspec.structs.replace(SPEC, version=2)
         first.specs.registry.add(
-            [
-                Entry(
-                    offset=1,
-                    experiment="exp",
-                    in_force_ms=T + 2,
-                    record=ExperimentRecord(
-                        spec=newer,
-                        epochs=(WeightEpoch(epoch=0, weights=newer.weights, effective_ms=0),),
-                        design_hash=newer.design_hash(),
-                    ),
-                )
-            ]
+            [Entry(offset=1, experiment="exp", in_force_ms=T + 2, record=record_of(newer))]
         )
         await first.ingest.on_block(exposures(0, 6))
         await first.ingest.close()
@@ -416,7 +401,7 @@ def test_specs_that_came_since_the_last_record_are_in_the_snapshot(log: Log) -> 
         parts = Parts(log)
         await parts.ingest.on_block(exposures(0, 4))
         # Another partition's block made the worker read it.
-        parts.specs.registry.add([another_spec(parts.specs.registry, "later")])
+        parts.specs.registry.add([another_spec("later")])
         await parts.ingest.flush()
         second = Parts(log)
         await second.ingest.load([0])
