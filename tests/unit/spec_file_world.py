@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import pytest
 
 from stream_xp.services.spec_file import SpecFault, SpecFaults, parse_spec
-
-if TYPE_CHECKING:
-    pass
-
 
 VALID = """\
 experiment: canary

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import msgspec
 import pytest
 
 from stream_xp.domain.experiment import Adjustment, Covariate
 from stream_xp.services.spec_file import parse_spec
-
-if TYPE_CHECKING:
-    pass
 from tests.unit.spec_file_world import faults_of
 
 KINDS = """\

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 import pytest
@@ -18,9 +18,6 @@ from stream_xp.services.verify import service as module
 from stream_xp.services.verify.compare import line, result_lines
 from stream_xp.services.verify.service import Verdict, verify
 from stream_xp.settings import Settings
-
-if TYPE_CHECKING:
-    pass
 from tests.unit.services.verify_world import (
     AGED_RECORD,
     SETTINGS,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import msgspec
 import pytest
 
@@ -16,9 +14,6 @@ from stream_xp.engine.state import EXPOSURES, REWARDS, PartitionState
 from stream_xp.services.oracle import service as oracle_module
 from stream_xp.services.oracle.prefixes import rules_of
 from stream_xp.services.verify.service import Verdict, verify
-
-if TYPE_CHECKING:
-    pass
 from tests.unit.services.verify_world import (
     RECORD,
     SETTINGS,

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import msgspec
 import pytest
 
 from stream_xp.domain.decision import MonitorState, PartitionOffsets, Signal
 from stream_xp.services.verify import service as module
 from stream_xp.services.verify.service import Verdict, verify
-
-if TYPE_CHECKING:
-    pass
 from tests.unit.services.verify_world import (
     AGED_RECORD,
     SETTINGS,

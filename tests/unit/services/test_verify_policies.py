@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
@@ -11,9 +10,6 @@ import pytest
 from stream_xp.domain.decision import Action
 from stream_xp.domain.experiment import ExperimentRecord, ExperimentSpec, WeightEpoch
 from stream_xp.services.verify.service import Verdict, verify
-
-if TYPE_CHECKING:
-    pass
 from tests.unit.services.verify_world import (
     CONTEXTS,
     RECORD,
