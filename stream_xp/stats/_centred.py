@@ -64,12 +64,18 @@ class Centred:
         """Sums of xx, yy and xy over the epochs; part 0 is control, 1 treatment, 2 both together; each (...)."""
         return sum_over_epochs(self.xx[part]), sum_over_epochs(self.yy[part]), sum_over_epochs(self.xy[part])
 
-    def residual(self, part: int, slope: FloatArray) -> FloatArray:
-        """Sum of squared deviations of y - slope * x within epochs, (...); exactly 0 where only rounding is left."""
-        return _residual(*self.totals(part), slope)
+    def variances(self, slopes: Sequence[FloatArray], divisors: Sequence[FloatArray]) -> list[FloatArray]:
+        """Variance of y - slope * x within epochs, of every part with its own slope and divisor, each (...).
+
+        A divisor below 1 counts as 1; the variance is exactly 0 where only rounding is left.
+        """
+        return [
+            _residual(*self.totals(part), slope) / np.maximum(divisor, 1.0)
+            for part, (slope, divisor) in enumerate(zip(slopes, divisors, strict=True))
+        ]
 
     def spreads(self, slopes: Sequence[FloatArray]) -> list[FloatArray]:
-        """`residual` of every part with its own slope, but for each epoch by itself, each (..., E)."""
+        """Sums of squared deviations of y - slope * x, of every part with its own slope, in each epoch, (..., E)."""
         parts = zip(self.xx, self.yy, self.xy, slopes, strict=True)
         return [_residual(xx, yy, xy, slope[..., np.newaxis]) for xx, yy, xy, slope in parts]
 

@@ -302,16 +302,15 @@ def _of_summaries(control: CovariateSummary, treatment: CovariateSummary, *, str
 
 def _cuped(sums: Centred, *, guard: bool) -> MeansArrays:
     strata = sums.strata
-    degrees, pooled = strata.degrees, strata.pooled_degrees
+    degrees = strata.degrees
     with np.errstate(over="ignore", invalid="ignore"):
         slope = _slope(sums, 2)
-        spreads = [sums.residual(part, slope) for part in (0, 1, 2)]
-        variances = [s / np.maximum(d, 1.0) for s, d in zip(spreads, (*degrees, pooled), strict=True)]
+        slopes = [slope, slope, slope]
         error = _covariate_error(sums, strata)
         return stratified_means(
-            _shifted(sums, [slope, slope]),
-            variances,
-            spreads=sums.spreads([slope, slope, slope]),
+            _shifted(sums, slopes[:2]),
+            sums.variances(slopes, (*degrees, strata.pooled_degrees)),
+            spreads=sums.spreads(slopes),
             degrees=degrees,
             guard=guard,
             loadings=[slope * error, slope * error],
@@ -324,13 +323,10 @@ def _ancova(sums: Centred, *, guard: bool) -> MeansArrays:
     degrees = [np.maximum(d - fitted, 0.0) for d in strata.degrees]
     with np.errstate(over="ignore", invalid="ignore"):
         slopes = [np.where(fitted, _slope(sums, part), 0.0) for part in (0, 1, 2)]
-        spreads = [sums.residual(part, slope) for part, slope in enumerate(slopes)]
-        divisors = (*degrees, strata.pooled_degrees - fitted)
-        variances = [s / np.maximum(d, 1.0) for s, d in zip(spreads, divisors, strict=True)]
         error = _covariate_error(sums, strata)
         return stratified_means(
             _shifted(sums, slopes[:2]),
-            variances,
+            sums.variances(slopes, (*degrees, strata.pooled_degrees - fitted)),
             spreads=sums.spreads(slopes),
             degrees=degrees,
             guard=guard,

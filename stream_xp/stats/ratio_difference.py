@@ -253,7 +253,7 @@ def _of_summaries(control: RatioSummary, treatment: RatioSummary, *, stratified:
 
 
 def _ratio_means(sums: Centred, *, guard: bool) -> MeansArrays:
-    strata = sums.strata
+    strata, degrees = sums.strata, sums.strata.degrees
     with np.errstate(over="ignore", invalid="ignore"):
         bottoms = [sum_over_epochs(strata.weights * mean) for mean in sums.mean_x]
         tops = [sum_over_epochs(strata.weights * mean) for mean in sums.mean_y]
@@ -263,9 +263,9 @@ def _ratio_means(sums: Centred, *, guard: bool) -> MeansArrays:
         slopes = [*ratios, _common_ratio(sums)[0]]
         means = stratified_means(
             strata,
-            _residual_variances(sums, slopes),
+            sums.variances(slopes, (*degrees, strata.pooled_degrees)),
             spreads=sums.spreads(slopes),
-            degrees=strata.degrees,
+            degrees=degrees,
             guard=guard,
             reason=np.where(near, CODES[DENOMINATOR_NEAR_ZERO], 0).astype(np.int8),
         )
@@ -282,23 +282,16 @@ def _equality_means(sums: Centred, *, guard: bool) -> MeansArrays:
     with np.errstate(over="ignore", invalid="ignore"):
         ratio, undefined = _common_ratio(sums)
         means = [y - ratio[..., np.newaxis] * x for x, y in zip(sums.mean_x, sums.mean_y, strict=True)]
-        strata = Strata(*sums.n, *means)
+        strata, ratios = Strata(*sums.n, *means), [ratio, ratio, ratio]
+        degrees = strata.degrees
         return stratified_means(
             strata,
-            _residual_variances(sums, [ratio, ratio, ratio]),
-            spreads=sums.spreads([ratio, ratio, ratio]),
-            degrees=strata.degrees,
+            sums.variances(ratios, (*degrees, strata.pooled_degrees)),
+            spreads=sums.spreads(ratios),
+            degrees=degrees,
             guard=guard,
             reason=np.where(undefined, CODES[DENOMINATOR_NEAR_ZERO], 0).astype(np.int8),
         )
-
-
-def _residual_variances(sums: Centred, ratios: Sequence[FloatArray]) -> list[FloatArray]:
-    divisors = (*sums.strata.degrees, sums.strata.pooled_degrees)
-    return [
-        sums.residual(part, ratio) / np.maximum(d, 1.0)
-        for part, (ratio, d) in enumerate(zip(ratios, divisors, strict=True))
-    ]
 
 
 def _common_ratio(sums: Centred) -> tuple[FloatArray, NDArray[np.bool_]]:
