@@ -234,7 +234,15 @@ def running(
 
 
 def concluded(rollout: Rollout) -> bool:
-    return bool(rollout.configs) and rollout.configs[-1][1].status is not RolloutStatus.RUNNING
+    """Whether the config says so, and the signal and the weight epoch that it follows from have come too."""
+    if not (rollout.configs and rollout.signals and rollout.records):
+        return False
+    config, epoch = rollout.configs[-1][1], rollout.records[-1][1].epochs[-1]
+    if config.status is RolloutStatus.RUNNING:
+        return False
+    return epoch.signal_id == config.signal_id and config.signal_id in {
+        signal.id for _, signal in rollout.signals
+    }
 
 
 def actions(rollout: Rollout) -> list[str]:
@@ -295,6 +303,7 @@ def test_a_ship_waits_for_its_approval(embedded_broker: EmbeddedBroker) -> None:
         until(lambda one: bool(one.signals))
         ((_, signal),) = rollout.signals
         assert (signal.data.decision.action, signal.data.proposed) == (Action.SHIP, True)
+        until(lambda one: is_waiting(one, signal))
         looks = len(rollout.results)
         until(lambda one: len(one.results) > looks + 5)
         assert [one.status for _, one in rollout.configs] == [RolloutStatus.RUNNING]
@@ -307,6 +316,12 @@ def test_a_ship_waits_for_its_approval(embedded_broker: EmbeddedBroker) -> None:
     assert (config.status, config.weights) == (RolloutStatus.SHIPPED, {"old": 0.0, "new": 1.0})
     assert config.signal_id == signal.id
     assert len(rollout.signals) == 1
+
+
+def is_waiting(rollout: Rollout, signal: Signal) -> bool:
+    """Whether the newest result knows of a proposal; those of before the signal can be read after it."""
+    waiting = rollout.results[-1].rollout if rollout.results else None
+    return waiting is not None and waiting.proposed == signal.id
 
 
 def latched(rollout: Rollout) -> bool:
