@@ -222,7 +222,7 @@ def every_gate_agrees(scene: Scene, first: Replica, second: Replica, stop: Told)
             assert judged["complete"] is True
             assert judged["result"]["judgeResult"]["score"]["score"] == 0
     with CliProcess(scene.settings, scene.folder, "gate", CANARY, "--arm", "canary", "--json") as shell:
-        assert shell.process.wait(60) == 1, shell.log
+        assert shell.wait_ended() == 1, shell.log
         assert msgspec.json.decode(shell.log)["decision_id"] == stop.decision_id
 
 
@@ -230,13 +230,18 @@ def each_state_is_shown_once(scene: Scene) -> None:
     """The workers together show each experiment in one state, and each partition once."""
     wait_for(lambda: scene.state_of(CANARY) == ["stopped"], "a worker shows the stop, and one only")
     for experiment in WORLD:
-        assert len(scene.state_of(experiment)) == 1, experiment
-    held = [at for found in scene.series().values() for at in found["streamxp_applied_offset"]]
-    assert sorted(held) == sorted(
+        wait_for(lambda: len(scene.state_of(experiment)) == 1, f"{experiment} is shown once")  # noqa: B023 (at once)
+    every = sorted(
         (str(partition), topic)
         for partition in range(scene.settings.partitions)
         for topic in ("exposures", "rewards")
     )
+
+    def held() -> list[tuple[str, ...]]:
+        series = scene.series().values()
+        return sorted(at for found in series for at in found.get("streamxp_applied_offset", ()))
+
+    wait_for(lambda: held() == every, "each partition is shown once")
 
 
 def a_replica_dies_and_comes_back(scene: Scene, replica: Replica, stop: Told) -> None:
