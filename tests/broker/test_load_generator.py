@@ -112,8 +112,9 @@ def test_both_topics_have_a_unit_in_the_same_partition(settings: Settings) -> No
 
 def test_samples_say_where_records_stand_and_when_they_left(settings: Settings) -> None:
     traffic = a_traffic(units_per_s=1_000, duration_ms=1_000)
-    start_ms = now_ms()
     before = time.monotonic()
+    # The later of the two: a pause in between must make nothing look as if it were sent early.
+    start_ms = now_ms()
     with LoadGenerator(settings, sample_every=10) as generator:
         generator.send(traffic.chunks(start_ms), start_ms=start_ms)
     after = time.monotonic()
