@@ -24,7 +24,7 @@ POM: Final = Path(__file__).with_name("pom.xml")
 CACHE: Final = ROOT / ".cache" / "kafka"
 
 RESOLVE_TIMEOUT_S: Final = 600
-START_TIMEOUT_S: Final = 60
+START_TIMEOUT_S: Final = 240
 STOP_TIMEOUT_S: Final = 20
 
 LOG4J: Final = """\

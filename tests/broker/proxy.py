@@ -21,6 +21,8 @@ T = TypeVar("T")
 
 READ_BYTES = 65_536
 _HELD_PIECES = 64
+DEADLINE_S = 240.0
+"""It ends a test that hangs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +103,7 @@ class Proxy:
         self.resume()
 
     def _do(self, work: Coroutine[None, None, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout=10)
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout=DEADLINE_S)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if not self._admits:

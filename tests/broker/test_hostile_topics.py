@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 from kafka import KafkaProducer
-from worker_process import SPEC, now_ms, prepare, quick, wait_for
+from worker_process import DEADLINE_S, SPEC, now_ms, prepare, quick, wait_for
 
 from stream_xp.adapters.kafka_admin import declared_topics, topics_dir
 from stream_xp.adapters.topic_reader import TopicReader
@@ -161,7 +161,7 @@ def command(settings: Settings, *arguments: str) -> subprocess.CompletedProcess[
         env={**os.environ, **variables},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=DEADLINE_S,
         check=False,
     )
     assert done.returncode == 0, done.stderr

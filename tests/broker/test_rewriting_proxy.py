@@ -12,7 +12,7 @@ from proxy import RewritingProxy
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-DEADLINE_S = 10
+DEADLINE_S = 240
 
 
 def framed(body: bytes) -> bytes:

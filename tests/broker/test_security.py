@@ -23,7 +23,7 @@ from kafka.admin import (
     ResourceType,
 )
 from secure_kafka import CANARY, SecureKafka
-from worker_process import WorkerProcess, now_ms, wait_for
+from worker_process import DEADLINE_S, WorkerProcess, now_ms, wait_for
 
 from stream_xp.adapters import topic_reader
 from stream_xp.adapters.kafka_admin import connect
@@ -106,7 +106,7 @@ def command(settings: Settings, *arguments: str, given: str = "") -> subprocess.
         input=given,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=DEADLINE_S,
         check=False,
     )
     assert_no_secret(done.stdout + done.stderr)
@@ -174,7 +174,7 @@ class SecureWorker(WorkerProcess):
         others = {name: value for name, value in os.environ.items() if not name.startswith("STREAM_XP_")}
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "stream_xp", "worker", *options],
+                [sys.executable, *self.program, "worker", *options],
                 env={**others, **environment(settings)},
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -221,7 +221,7 @@ def test_a_worker_with_a_wrong_password_ends_at_once(
     kafka: SecureKafka, topic_prefix: str, tmp_path: Path
 ) -> None:
     with SecureWorker(kafka.settings(topic_prefix, sasl_password=Secret(WRONG)), tmp_path) as worker:
-        assert worker.process.wait(30) == EXIT_CONFIG
+        assert worker.wait_ended() == EXIT_CONFIG
         assert "STREAM_XP_SASL_PASSWORD" in worker.log
         assert "Traceback" not in worker.log
         assert_no_secret(worker.log)

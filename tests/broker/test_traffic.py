@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from worker_process import WorkerProcess, now_ms, wait_for
+from worker_process import DEADLINE_S, WorkerProcess, now_ms, wait_for
 
 from stream_xp.adapters.kafka_admin import declared_topics
 from stream_xp.domain.decision import Action, Signal
@@ -66,7 +66,7 @@ def test_the_canary_is_stopped_and_left_alone(settings: Settings, tmp_path: Path
             assert traffic.poll() is None, said.read_text()
         finally:
             traffic.terminate()
-            traffic.wait(timeout=30)
+            traffic.wait(timeout=DEADLINE_S)
         worker.terminate()
     (stop, *_) = decided(settings)
     assert (stop.data.decision.action, stop.data.decision.arm) == (Action.STOP, "canary")
