@@ -60,6 +60,25 @@ def test_an_older_signal_is_derived_with_the_settings_of_the_command(broker: Bro
     )
 
 
+def test_a_signal_of_before_units_were_settled_is_unknown_and_no_difference(broker: Broker) -> None:
+    fill(broker)
+    signal = decided(broker, parts(broker))
+    ratio = signal.data.result.sample_ratio
+    assert ratio is not None
+    assert ratio.counted_log_e is not None
+    before = msgspec.structs.replace(ratio, counted_log_e=None)
+    # Rows of units had no number of settled ones then, so the hash was that of other bytes.
+    rewrite(broker, with_result(signal, sample_ratio=before, statistics_hash="0" * 64))
+    found = only(verify(SETTINGS, signal.id))
+    assert found.verdict is Verdict.UNKNOWN
+    assert found.first_difference is not None
+    assert "does not say the settled units; they were guessed" in (found.reason or "")
+    # Of one that says them another hash is a difference.
+    rewrite(broker, with_result(signal, statistics_hash="0" * 64))
+    found = only(verify(SETTINGS, signal.id))
+    assert (found.verdict, found.reason) == (Verdict.DIFFERENT, None)
+
+
 def test_a_latch_of_before_is_taken_and_what_is_proven_now_is_derived(broker: Broker) -> None:
     fill(broker)
     signal = decided(broker, parts(broker))
