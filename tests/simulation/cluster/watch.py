@@ -49,6 +49,7 @@ class Watch:
         spoilt: source partitions of which a snapshot was damaged: a worker may go on at an older one.
         vanished: those of which a snapshot was taken away without a trace.
         shortened: those of which records were deleted; `cut`: above what is durable.
+        kept: of each topic partition that was cut so, what was committed at that time.
         forked: those with a snapshot of a former owner that the owner need not know of.
         replayed: those that a worker who loads them at the end counts again from damage on.
         late_signals: (experiment, version) with a signal of a former owner that the owner need not know of.
@@ -65,6 +66,7 @@ class Watch:
         self.vanished: set[int] = set()
         self.shortened: set[int] = set()
         self.cut: set[int] = set()
+        self.kept: dict[TP, int] = {}
         self.forked: set[int] = set()
         self.replayed: set[int] = set()
         self.late_signals: set[tuple[str, int]] = set()
@@ -190,7 +192,9 @@ class Watch:
         if first is None:
             return
         began = self._began.setdefault((name, partition), first)
-        counted = self._world.committed_at(f"xp.{name}", partition) > began
+        # What is committed since a cut may have been counted anew, from where the log began then.
+        committed = self._world.committed_at(f"xp.{name}", partition)
+        counted = self.kept.get(TP(f"xp.{name}", partition), committed) > began
         if first != began and partition not in self.vanished and (counted or partition not in self.cut):
             self.fail("I2", f"{name} {partition}: counted from {began}, and now from {first}")
         self._began[name, partition] = first
@@ -208,7 +212,7 @@ class Watch:
 
     def _take_signal(self, signal: Signal, *, late: bool) -> None:
         if late:
-            self.late_signals.add((signal.data.result.experiment, signal.data.result.version))
+            self.late_signals.add(_version(signal))
         if signal.data.decision.action is Action.HOLD or signal.data.decision != signal.data.result.decision:
             self.fail("I9", f"signal {signal.id} says {signal.data.decision}")
         self.signals.append(signal)
@@ -216,6 +220,13 @@ class Watch:
     def _take_config(self, config: ConfigRecord) -> None:
         if config.signal_id not in {signal.id for signal in self.signals}:
             self.fail("I9", f"config {config.config_version} of {config.experiment} follows from no signal")
+        named = (config.experiment, config.version)
+        of_version = [one.id for one in self.signals if named == _version(one)]
+        # Whoever writes it has read the topic after its own signal: the first there is what applications follow.
+        if of_version and config.signal_id != of_version[0]:
+            self.fail(
+                "I10", f"config of {named} follows {config.signal_id}, the first signal is {of_version[0]}"
+            )
         self.configs.append(config)
 
     # --- nodes ------------------------------------------------------------------------------------------------
@@ -275,7 +286,10 @@ def load_now(world: Any, partition: int, *, replays: bool = False) -> Loaded:
     loop.now_ms = world.loop.now_ms
     task = loop.start(_probe(prober, partition, replays=replays), prober)
     loop.settle()
-    task.result()
+    try:
+        task.result()
+    except StateError as error:
+        raise BrokenError(f"I13: partition {partition} cannot be loaded and read: {error}") from error
     written = [write.value or b"" for write in prober.written if write.topic == "xp.stats"]
     records = [msgspec.json.decode(value, type=PartitionStatistics) for value in written]
     return Loaded(prober.following, {(record.experiment, record.version): record for record in records})
@@ -308,6 +322,10 @@ def _everything(world: Any, topic: str, partition: int) -> Block:
     offsets, stamps, keys, values = ([getattr(one, name) for one in held.live] for name in _COLUMNS)
     headers = [()] * len(offsets)
     return Block(topic, partition, held.start, held.end, offsets, stamps, keys, values, headers, fetched_ns=0)
+
+
+def _version(signal: Signal) -> tuple[str, int]:
+    return signal.data.result.experiment, signal.data.result.version
 
 
 def _decoded(value: bytes, kind: type[Any]) -> Any:
