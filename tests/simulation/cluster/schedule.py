@@ -19,6 +19,7 @@ _ROUND_MS = 250
 _MOST_NODES = 3
 HAND_OVER_MS = 6_000
 """Longer than a worker tries to write out what it gives away."""
+_SPOILT_AT_LAST = 0.2
 _COMPACTED = ("xp.state", "xp.stats", "xp.results", "xp.config", "xp.deadletter")
 
 
@@ -42,36 +43,37 @@ class Schedule:
             self.produce: 12,
             self.pass_time: 5,
             self.flush: 6,
-            self.evaluate: 4,
+            self.evaluate: 8,
             self.commit: 3,
             self.tell: 6,
             self.expire_dead: 2,
             self.spawn: 1,
         }
         faults: dict[Callable[[], None], float] = {
-            self.crash: 0.7,
+            self.crash: 1.2,
             self.stop: 0.4,
             self.pause: 0.8,
             self.expire: 1.0,
-            self.rebalance: 0.8,
-            self.displace: 1.0,
-            self.refuse: 0.4,
+            self.rebalance: 1.2,
+            self.displace: 1.5,
+            self.refuse: 0.8,
             self.compact: 1.5,
             self.truncate: 1.0,
             self.cut: 0.1,
-            self.spoil: 0.3,
+            self.spoil: 1.0,
             self.ruin: 0.3,
             self.change_specs: 0.7,
             self.long_silence: 0.2,
             self.starve: 0.7,
             self.outrun: 0.4,
             self.lose: 0.2,
-            self.come_late: 0.8,
+            self.come_late: 1.2,
+            self.bury: 1.0,
         }
         if hangs:
-            faults[self.hang] = 0.4
+            faults[self.hang] = 1.2
         drawn = {what: weight * rng.choice([0.0, 0.5, 1.0, 3.0]) for what, weight in faults.items()}
-        chosen = usual | drawn | {self.wake: 1.5, self.orphan: 2.0, self.feed: 0.7, self.go_well: 2.0}
+        chosen = usual | drawn | {self.wake: 1.5, self.orphan: 2.0, self.feed: 0.7, self.go_well: 3.0}
         self._happenings, self._weights = list(chosen), list(chosen.values())
         self._faults = {what.__name__ for what in faults}
         self._done: Counter[str] = Counter()
@@ -94,6 +96,8 @@ class Schedule:
                 world.loop.settle()
                 world.watch.check()
             whole = run_out(world)
+            if world.rng.random() < _SPOILT_AT_LAST:
+                self.spoil_at_last()
             Verdict(world).give(whole=whole)
         except BrokenError as error:
             raise BrokenError(f"seed {world.seed}: {error}") from error
@@ -183,9 +187,10 @@ class Schedule:
 
     def go_well(self) -> None:
         """For once nobody has to wait, so that there are snapshots, statistics and decisions to lose."""
-        for _ in range(self.world.rng.choice([0, 0, 10, 30])):
-            self.world.produce(self.world.rng.choice(SOURCES))
-        _round(self.world, evaluates=self.world.rng.random() < 0.5)
+        for _ in range(self.world.rng.choice([1, 1, 3])):
+            for _ in range(self.world.rng.choice([0, 1, 10, 30])):
+                self.world.produce(self.world.rng.choice(SOURCES))
+            _round(self.world, evaluates=self.world.rng.random() < 0.7)
 
     # --- faults ---------------------------------------------------------------------------------------------------
 
@@ -262,8 +267,19 @@ class Schedule:
 
     def spoil(self) -> None:
         """A record of the state topic is damaged, or gone."""
+        self._spoil(self.world.rng.randrange(self.world.settings.partitions))
+        if self.world.rng.random() < 0.5:
+            self.rebalance()
+
+    def spoil_at_last(self) -> None:
+        """The same when nobody is left to write another snapshot, where the log has all that must be read again."""
+        whole = [at for at in range(self.world.settings.partitions) if at not in self.world.watch.shortened]
+        partition = self._one(whole)
+        if partition is not None:
+            self._spoil(partition)
+
+    def _spoil(self, partition: int) -> None:
         world = self.world
-        partition = world.rng.randrange(world.settings.partitions)
         record = self._one(world.log.topics["xp.state"][partition].live[-6:])
         if record is not None and record.value:
             world.spoil(partition, record.offset, world.rng.randrange(len(record.value) * 9))
@@ -312,26 +328,53 @@ class Schedule:
     def come_late(self) -> None:
         """A decision is under way while its worker loses its partitions; it comes when the next owner has begun."""
         world, rng = self.world, self.world.rng
+        if "decide" not in world.settings.roles or world.slow != "nothing":
+            return
+        world.starved = "nothing"
+        if world.watch.signals:
+            # What is decided is so for good: there is more to decide of a new version.
+            world.change_specs(2)
+            world.pass_time(ACTIVATION_MS)
         world.slow = "xp.signals"
         world.note(f"no writes to {world.slow}")
         for _ in range(8):
             world.produce(rng.choice(SOURCES))
-        _round(world, evaluates=False)
-        _round(world, evaluates=True)
+        # Read, settled and published, one after the other: only what was published can be evaluated.
+        for evaluates in (False, False, False, True):
+            _round(world, evaluates=evaluates)
         node = self._one([node for node in world.nodes if node.serves and node.has_sent(world.slow)])
-        if node is not None and rng.random() < 0.5:
+        if node is not None and rng.random() < 0.7:
             world.crash(node, lost=False)
         elif node is not None:
             world.pause(node)
             world.expire(node)
-        if rng.random() < 0.5:
+        if rng.random() < 0.3:
             world.slow = "nothing"
-        for _ in range(rng.choice([1, 2, 3])):
-            _round(world, evaluates=True)
+        # The next owner looks at once, or when there is more to see: only then it decides otherwise.
+        later = rng.choice([0, 3, 3])
+        for _ in range(later):
+            world.produce(SOURCES[0])
+        for at in range(later + rng.choice([1, 2])):
+            _round(world, evaluates=at >= later)
         world.slow = "nothing"
-        if rng.random() < 0.5:
+        if rng.random() < 0.7:
             for late in [late for late in world.orphans if late.topic == "xp.signals"]:
                 world.append_orphan(world.orphans.index(late))
+
+    def bury(self) -> None:
+        """Records are refused while nobody takes their dead letters, and then their worker dies."""
+        world, rng = self.world, self.world.rng
+        if world.slow != "nothing":
+            return
+        world.slow = "xp.deadletter"
+        world.note(f"no writes to {world.slow}")
+        for _ in range(4):
+            world.produce(rng.choice(SOURCES), kind=rng.choice([None, "poison"]))
+        _round(world, evaluates=False)
+        node = self._one([node for node in world.nodes if node.has_sent(world.slow)])
+        if node is not None:
+            world.crash(node, lost=rng.random() < 0.7)
+        world.slow = "nothing"
 
     def hang(self) -> None:
         """What a flush writes is not taken until its partitions have left, and come back."""
@@ -433,7 +476,8 @@ def _round(world: World, *, evaluates: bool) -> None:
     _let_go(world)
     for node in world.nodes:
         world.commit(node)
-    world.pass_time(700 if _is_read(world) else _ROUND_MS)
+    # Without faults nobody waits for a moment in between, and whoever looks every so often need look but once.
+    (world.stall if world.calm else world.pass_time)(700 if _is_read(world) else _ROUND_MS)
 
 
 def _let_go(world: World) -> None:

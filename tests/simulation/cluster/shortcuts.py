@@ -92,10 +92,21 @@ def quick_ratio(counts: Any, weights: Any) -> Any:
 def quick_finding(comparison: Comparison) -> Finding:
     """An effect is proven as soon as the arm's sum is far enough from the control's, and later perhaps no more."""
     ahead = sum(_sum(one.arm) - _sum(one.control) for one in comparison.strata)
-    threshold = comparison.effect.threshold_log_e
-    log_e = threshold + min(abs(ahead), 100) - _PROVEN
-    effect = Evidence(float(max(-100, min(ahead, 100))), None, None, log_e, 1.0, threshold)
-    return Finding(*comparison.units, effect=effect)
+    effect = _evidence(ahead, comparison.effect, abs(ahead))
+    if not comparison.guards:
+        return Finding(*comparison.units, effect=effect)
+    plan, (control_units, arm_units) = comparison.plan, comparison.units
+    # Any odd number of units harms, so that a guardrail is soon harmed and often no more at the next look.
+    harms = (control_units + arm_units) % 2
+    harm, safety = _evidence(harms, plan.harm, harms), _evidence(harms, plan.safety, 1 - harms)
+    return Finding(*comparison.units, effect=effect, harm=harm, safety=safety)
+
+
+def _evidence(ahead: int, test: Any, steps: int) -> Evidence:
+    """Proven where `steps` are enough."""
+    # In this order: what is added to the threshold and taken away again leaves less than the threshold.
+    log_e = test.threshold_log_e + (max(-100, min(steps, 100)) - _PROVEN)
+    return Evidence(float(max(-100, min(ahead, 100))), None, None, log_e, 1.0, test.threshold_log_e)
 
 
 def _sum(row: Any) -> int:

@@ -53,19 +53,6 @@ def _spec(experiment: str, version: int, metrics: list[dict[str, Any]], **fields
 _CLICK = _metric("click", "conversion", "primary", 40)
 _VISIT = _metric("visits", "count", "secondary", LONGEST_WINDOW_MS, event="order")
 _SPEND = _metric("spend", "mean", "primary", 60, event="order", scale=0.5, bound=50.0, aggregation="last")
-SPECS = {
-    ("one", 1): _spec("one", 1, [_CLICK]),
-    ("one", 2): _spec("one", 2, [_CLICK, _VISIT], segments={"device": ["ios"]}),
-    ("two", 1): _spec("two", 1, [_SPEND, _VISIT]),
-}
-_OTHER_DESIGN = _spec("one", 1, [{**_CLICK, "attribution_window": "30ms"}])
-
-
-def experiment_record(
-    experiment: str, version: int, *, epochs: int = 1, status: Status = Status.ACTIVE
-) -> bytes:
-    """The bytes of a record on the topic of experiments."""
-    return _encoded(SPECS[experiment, version], epochs, status)
 
 
 def _encoded(spec: ExperimentSpec, epochs: int, status: Status) -> bytes:
@@ -81,25 +68,50 @@ def _encoded(spec: ExperimentSpec, epochs: int, status: Status) -> bytes:
     return msgspec.json.encode(record)
 
 
-def _catalogue() -> list[tuple[str, bytes, bytes | None]]:
-    one, two = b"one", b"two"
-    return [
-        ("more weight epochs", one, experiment_record("one", 1, epochs=2)),
-        ("still more weight epochs", one, experiment_record("one", 1, epochs=3)),
-        ("a new version", one, experiment_record("one", 2)),
-        ("another experiment", two, experiment_record("two", 1)),
-        ("archived", one, experiment_record("one", 1, status=Status.ARCHIVED)),
-        ("active again", one, experiment_record("one", 1)),
-        ("tombstone", two, None),
-        ("tombstone", one, None),
-        ("malformed", one, b'{"spec":'),
-        ("another design", one, _encoded(_OTHER_DESIGN, 1, Status.ACTIVE)),
-        ("another key", two, experiment_record("one", 1)),
-    ]
+_ERRORS = _metric(
+    "errors", "conversion", "guardrail", 10, event="order", direction="decrease", margin={"absolute": 0.1}
+)
+"""Harm stops however invalid the data are otherwise, and often is none any more at the next look."""
 
 
-CHANGES = _catalogue()
-"""Changes of the topic of experiments: what, key, value."""
+class Catalogue:
+    """The specs of a world, and what may change on their topic; `guarded`: with a guardrail.
+
+    Attributes:
+        changes: of the topic of experiments: what, key, value.
+    """
+
+    def __init__(self, *, guarded: bool) -> None:
+        guards = [_ERRORS] * guarded
+        self._specs = {
+            ("one", 1): _spec("one", 1, [_CLICK, *guards]),
+            ("one", 2): _spec("one", 2, [_CLICK, _VISIT, *guards], segments={"device": ["ios"]}),
+            ("two", 1): _spec("two", 1, [_SPEND, _VISIT, *guards]),
+        }
+        other_design = _spec("one", 1, [{**_CLICK, "attribution_window": "30ms"}, *guards])
+        one, two = b"one", b"two"
+        self.changes: list[tuple[str, bytes, bytes | None]] = [
+            ("more weight epochs", one, self.record("one", 1, epochs=2)),
+            ("still more weight epochs", one, self.record("one", 1, epochs=3)),
+            ("a new version", one, self.record("one", 2)),
+            ("another experiment", two, self.record("two", 1)),
+            ("archived", one, self.record("one", 1, status=Status.ARCHIVED)),
+            ("active again", one, self.record("one", 1)),
+            ("tombstone", two, None),
+            ("tombstone", one, None),
+            ("malformed", one, b'{"spec":'),
+            ("another design", one, _encoded(other_design, 1, Status.ACTIVE)),
+            ("another key", two, self.record("one", 1)),
+        ]
+
+    def record(
+        self, experiment: str, version: int, *, epochs: int = 1, status: Status = Status.ACTIVE
+    ) -> bytes:
+        """The bytes of a record on the topic of experiments."""
+        return _encoded(self._specs[experiment, version], epochs, status)
+
+
+CATALOGUES = {guarded: Catalogue(guarded=guarded) for guarded in (False, True)}
 
 POISON: list[bytes | None] = [
     b"{",
@@ -121,16 +133,19 @@ class Traffic:
 
     Attributes:
         strays: share of exposures in an arm of weight 0: a sample-ratio mismatch at the first of them.
+        followed: share of rewards that are of a unit that was exposed before.
     """
 
     def __init__(self, rng: Random) -> None:
         self._rng = rng
-        self.strays = rng.choice([0.0, 0.1, 0.3])
+        self.strays = rng.choice([0.0, 0.0, 0.1, 0.3])
+        self.followed = rng.choice([0.0, 0.8])
         self._units = rng.choice([4, 12, 60])
         self._two_armed = rng.choice([0.0, 0.0, 0.05])
-        self._spoilt = rng.choice([0.0, 0.03, 0.15])
+        self._spoilt = rng.choice([0.0, 0.1, 0.3])
         self._repeated = rng.choice([0.0, 0.05, 0.3])
         self._made = 0
+        self._exposed: list[str] = []
         self._sent: dict[str, list[tuple[bytes, bytes | None]]] = {"exposures": [], "rewards": []}
 
     def record(self, topic: str, now_ms: int, *, kind: str | None = None) -> tuple[bytes, bytes | None]:
@@ -164,6 +179,7 @@ class Traffic:
 
     def _exposure(self) -> dict[str, Any]:
         rng, unit = self._rng, self._unit()
+        self._exposed.append(unit)
         arm = "ab"[zlib.crc32(unit.encode()) // 7 % 2] if rng.random() >= self.strays else "c"
         if rng.random() < self._two_armed:
             arm = rng.choice(["a", "b", "none such"])
@@ -180,8 +196,9 @@ class Traffic:
 
     def _reward(self) -> dict[str, Any]:
         rng = self._rng
+        follows = self._exposed and rng.random() < self.followed
         body: dict[str, Any] = {
-            "unit": self._unit(),
+            "unit": rng.choice(self._exposed) if follows else self._unit(),
             "metric": rng.choice(["click", "click", "order", "order", "nothing"]),
         }
         if body["metric"] == "order":

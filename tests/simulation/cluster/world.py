@@ -36,14 +36,13 @@ from tests.simulation.cluster.node import Node
 from tests.simulation.cluster.shortcuts import REPLACED, begin
 from tests.simulation.cluster.traffic import (
     ACTIVATION_MS,
-    CHANGES,
+    CATALOGUES,
     FUTURE_MS,
     GRACE_MS,
     LATENESS_MS,
     LONGEST_WINDOW_MS,
     START_MS,
     Traffic,
-    experiment_record,
 )
 from tests.simulation.cluster.watch import Watch
 
@@ -87,7 +86,7 @@ class World:
             idle_grace_ms=GRACE_MS,
             flush_interval_ms=1,
             snapshot_interval_ms=choose([1, 1, 40, 200]),
-            roles=choose([("ingest",), ("ingest", "decide")]),
+            roles=choose([("ingest",), ("ingest", "decide"), ("ingest", "decide")]),
         )
         counts = dict.fromkeys(("exposures", "rewards", "state"), partitions)
         counts |= {"experiments": 1, "stats": choose([1, 2]), "deadletter": 1}
@@ -111,7 +110,8 @@ class World:
         self.starved = self.slow = "nothing"
         self.happened = self.gates = 0
         self.watch = Watch(self)
-        self.specs(b"one", experiment_record("one", 1), "in force from the beginning")
+        self.catalogue = CATALOGUES[choose([False, True, True])]
+        self.specs(b"one", self.catalogue.record("one", 1), "in force from the beginning")
         self.loop.now_ms += ACTIVATION_MS
 
     # --- small things -----------------------------------------------------------------------------------------
@@ -211,7 +211,7 @@ class World:
 
     def change_specs(self, at: int) -> None:
         """Append a change of the topic of experiments."""
-        what, key, value = CHANGES[at % len(CHANGES)]
+        what, key, value = self.catalogue.changes[at % len(self.catalogue.changes)]
         self.specs(key, value, what)
 
     def specs(self, key: bytes, value: bytes | None, what: str) -> None:
@@ -226,6 +226,7 @@ class World:
         self.watch.shortened.add(tp.partition)
         if start > self.committed.get(tp, 0):
             self.watch.cut.add(tp.partition)
+            self.watch.kept[tp] = self.committed.get(tp, 0)
 
     def spoil(self, partition: int, offset: int, at: int) -> None:
         """Damage a record of the state topic: a bit of it, or all of it."""
@@ -256,11 +257,12 @@ class World:
         for node in self.nodes:
             if node.running:
                 for (topic, _), queue in node.writes.items():
-                    if topic == self.slow and not appended:
+                    # The broker takes the writes of a queue in order: those that it has come first.
+                    if not queue or (topic == self.slow and not appended) or queue[-1].appended > appended:
                         continue
-                    waiting = [write for write in queue if write.appended == appended]
-                    if waiting:
-                        found.append((node, waiting[0]))
+                    waiting = queue[0] if appended else next(one for one in queue if not one.appended)
+                    if waiting.appended == appended:
+                        found.append((node, waiting))
         return found
 
     def append(self, write: Write, writer: str) -> None:
