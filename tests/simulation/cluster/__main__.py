@@ -3,47 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import gc
-import multiprocessing
 import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
-from functools import partial
-from typing import NamedTuple
 
+from tests.simulation.cluster.batches import batches
 from tests.simulation.cluster.schedule import Schedule
 from tests.simulation.cluster.watch import BrokenError
 from tests.simulation.cluster.world import installed
-
-_TOGETHER = 25
-"""Schedules that a process runs before it says what came of them, and collects what they leave."""
-
-
-class Batch(NamedTuple):
-    """What came of some schedules."""
-
-    schedules: int
-    broken: list[str]
-    counts: Counter[str]
-    cpu_s: float
-
-
-def run_batch(seeds: range, steps: int | None = None) -> Batch:
-    """Run some schedules, without a collection of garbage in their midst."""
-    gc.disable()
-    began_s, broken, counts = time.process_time(), [], Counter[str]()
-    with installed():
-        for seed in seeds:
-            schedule = Schedule(seed, steps=steps)
-            try:
-                schedule.run()
-            except BrokenError as error:
-                broken.append(str(error)[:2000])
-            counts.update(schedule.counts())
-    gc.collect()
-    return Batch(len(seeds), broken, counts, time.process_time() - began_s)
 
 
 def traced(seed: int, steps: int | None) -> bool:
@@ -58,17 +26,6 @@ def traced(seed: int, steps: int | None) -> bool:
         finally:
             print("\n".join(lines))
     return True
-
-
-def batches(seeds: range, *, processes: int, steps: int | None) -> Iterator[Batch]:
-    """What came of all schedules, as it comes."""
-    run = partial(run_batch, steps=steps)
-    parts = [seeds[at : at + _TOGETHER] for at in range(0, len(seeds), _TOGETHER)]
-    if processes == 1 or len(parts) == 1:
-        yield from map(run, parts)
-        return
-    with multiprocessing.get_context("spawn").Pool(min(processes, len(parts))) as pool:
-        yield from pool.imap_unordered(run, parts)
 
 
 def main() -> int:
