@@ -19,6 +19,7 @@ from tests.unit.services.decide_world import (
     CrashError,
     Log,
     Specs,
+    T,
     block,
     entry,
     look,
@@ -269,6 +270,29 @@ def test_of_two_signals_the_first_counts(log: Log) -> None:
         log.topics["xp.signals"].append(msgspec.json.encode(msgspec.structs.replace(first, id="second")))
         await look(stage(log, Specs(1)), statistics(400, **MISMATCH))
         assert [config.signal_id for config in log.configs()] == [first.id]
+
+    asyncio.run(scenario())
+
+
+def test_two_owners_who_look_at_the_same_statistics_say_the_same_at_two_times(log: Log) -> None:
+    async def scenario() -> None:
+        heir = stage(log, Specs(1))
+        zombie = stage(log, Specs(1))
+        for owner in (heir, zombie):
+            await owner.on_block(block(statistics(400, **MISMATCH)))  # reads the signals: there is none
+        await heir.evaluate()
+        zombie._clock.advance_to(T + 60_000)  # type: ignore[attr-defined]
+        await zombie.evaluate()
+        first, second = log.signals()
+        assert (second.id, second.data.decision) == (first.id, first.data.decision)
+        # Readers know the second by its id; it says when it was looked at, and is not the same byte for byte.
+        assert second.time != first.time
+        one, other = first.data.result, second.data.result
+        assert (other.statistics_hash, other.metrics, other.sample_ratio) == (
+            one.statistics_hash,
+            one.metrics,
+            one.sample_ratio,
+        )
 
     asyncio.run(scenario())
 
