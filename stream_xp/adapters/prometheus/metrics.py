@@ -111,7 +111,9 @@ class Metrics(Telemetry, Collector):
 
         An outcome can fall, where an exposure becomes a crossover: then nothing is added before it is higher again.
         """
-        held = self._highest.get(report.partition, report.outcomes)
+        held = self._highest.setdefault(report.partition, report.outcomes)
+        if held == report.outcomes:
+            return
         for topic in TOPICS:
             for result in RESULTS:
                 before, now = getattr(held[topic], result), getattr(report.outcomes[topic], result)

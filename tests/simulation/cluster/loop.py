@@ -113,20 +113,23 @@ class VirtualLoop(asyncio.AbstractEventLoop):
     def discard(self, owner: Any) -> None:
         """End all tasks of a node where they stand; the node must count as dead already.
 
-        A `finally` of theirs may begin tasks: they stay on this loop, where nothing of a dead node runs.
+        What a `finally` of theirs begins is the dead node's too: it ends before it has run at all.
         """
         self._held.pop(owner, None)
+        context = contextvars.copy_context()
+        context.run(OWNER.set, owner)
         with self._running(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
-            for task in self._tasks.pop(owner, []):
-                if not task.done():
-                    with contextlib.suppress(Exception):
-                        task.get_coro().close()
+            while tasks := self._tasks.pop(owner, []):
+                for task in tasks:
+                    if not task.done():
+                        with contextlib.suppress(Exception):
+                            context.run(task.get_coro().close)
 
     def close(self) -> None:
-        """End what is left of all nodes, and what a `finally` began in those that were ended."""
-        while self._tasks:
-            self.discard(next(iter(self._tasks)))
+        """End what is left of all nodes."""
+        for owner in list(self._tasks):
+            self.discard(owner)
 
     # --- what asyncio asks of it ----------------------------------------------------------------------------
 

@@ -7,12 +7,9 @@ sets of metrics (I14) are held by tests/unit/test_prometheus.py and tests/unit/s
 
 from __future__ import annotations
 
-import gc
 import time
 from collections import Counter
 from collections.abc import Iterator
-from inspect import CORO_CREATED, getcoroutinestate
-from types import CoroutineType
 
 import pytest
 
@@ -54,13 +51,6 @@ def test_damage_of_the_newest_snapshot_costs_a_replay_and_no_truth(seed: int, ha
     schedule = Schedule(seed, hangs=hangs)
     schedule.run()
     assert schedule.world.watch.replayed
-
-
-def test_a_killed_worker_leaves_nothing_to_await() -> None:
-    schedule = Schedule(39)  # a worker dies here whose `finally` begins to stop its parts
-    schedule.run()
-    coroutines = [one for one in gc.get_objects() if isinstance(one, CoroutineType)]
-    assert [one.__qualname__ for one in coroutines if getcoroutinestate(one) == CORO_CREATED] == []
 
 
 def test_a_seed_says_everything(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -51,7 +50,6 @@ class Verdict:
     def give(self, *, whole: bool) -> None:
         """Check everything; `whole` if nothing is left to be read."""
         self.check_statistics()
-        self.check_numbers()
         self.check_signals()
         if whole:
             self.check_nothing_is_missing()
@@ -318,23 +316,6 @@ class Verdict:
                 "I10",
                 f"{experiment}: {configs[-1]} does not follow from the first signal {signal.id}",
             )
-
-    # --- numbers ------------------------------------------------------------------------------------------------
-
-    def check_numbers(self) -> None:
-        """I8: no record has a number that is none."""
-        for topic in ("xp.stats", "xp.results", "xp.signals", "xp.config"):
-            for record in self._world.log.history(topic):
-                if record.value is not None:
-                    _require(_finite(msgspec.json.decode(record.value)), "I8", f"{topic}: {record.value!r}")
-
-
-def _finite(value: Any) -> bool:
-    if isinstance(value, dict):
-        return all(map(_finite, value.values()))
-    if isinstance(value, list):
-        return all(map(_finite, value))
-    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _require(holds: bool, invariant: str, text: str) -> None:

@@ -159,14 +159,17 @@ class Watch:
         if write.topic == "xp.state" and self._world.is_late(write):
             self.forked.add(write.partition)
         writer = (record.writer, write.life)
-        if write.topic == "xp.stats":
-            self._take_statistics(writer, _decoded(record.value, PartitionStatistics))
-        elif write.topic == "xp.results":
-            self._take_result(writer, _decoded(record.value, Result))
-        elif write.topic == "xp.signals":
-            self._take_signal(_decoded(record.value, Signal), late=self._world.is_late(write))
-        elif write.topic == "xp.config":
-            self._take_config(_decoded(record.value, ConfigRecord))
+        try:
+            if write.topic == "xp.stats":
+                self._take_statistics(writer, _decoded(record.value, PartitionStatistics))
+            elif write.topic == "xp.results":
+                self._take_result(writer, _decoded(record.value, Result))
+            elif write.topic == "xp.signals":
+                self._take_signal(_decoded(record.value, Signal), late=self._world.is_late(write))
+            elif write.topic == "xp.config":
+                self._take_config(_decoded(record.value, ConfigRecord))
+        except msgspec.MsgspecError as error:
+            self.fail("I8", f"{write.topic}: {error}: {record.value!r}")
 
     def _take_statistics(self, writer: tuple[str, int], record: PartitionStatistics) -> None:
         if writer[0] != "a dead node":
@@ -329,5 +332,5 @@ def _version(signal: Signal) -> tuple[str, int]:
 
 
 def _decoded(value: bytes, kind: type[Any]) -> Any:
-    """The record; I8: a number that is none is written as null, which is no float."""
+    """The record; I8: the decoder takes no number that is not finite, and null, as NaN is written, is no float."""
     return msgspec.json.decode(value, type=kind)

@@ -233,7 +233,9 @@ class World:
         (record,) = [r for r in self.log.topics["xp.state"][partition].live if r.offset == offset]
         value: bytes | None = None
         if record.value is not None and at < len(record.value) * 8:
-            value = bytes(byte ^ (1 << at % 8) * (i == at // 8) for i, byte in enumerate(record.value))
+            spoilt = bytearray(record.value)
+            spoilt[at // 8] ^= 1 << at % 8
+            value = bytes(spoilt)
         self.note(f"xp.state/{partition} {offset} {record.key!r} is {'gone' if value is None else 'damaged'}")
         self.log.spoil("xp.state", partition, offset, value)
         if value is None and is_manifest(record.key):
@@ -246,7 +248,8 @@ class World:
 
     def everything_is_old(self) -> bool:
         """Whether no record's time, window or lateness is still to pass."""
-        newest = max((r.timestamp_ms for name in SOURCES for r in self.log.history(name)), default=START_MS)
+        read = (one.history for name in SOURCES for one in self.log.topics[name])
+        newest = max((record.timestamp_ms for records in read for record in records), default=START_MS)
         return self.now_ms - 60 > newest + FUTURE_MS + LONGEST_WINDOW_MS + LATENESS_MS + GRACE_MS + 200
 
     # --- what the broker does with writes ----------------------------------------------------------------------
@@ -255,7 +258,7 @@ class World:
         """The next write of each queue that the broker has not taken, or not acknowledged."""
         found = []
         for node in self.nodes:
-            if node.running:
+            if node.running and any(node.writes.values()):
                 for (topic, _), queue in node.writes.items():
                     # The broker takes the writes of a queue in order: those that it has come first.
                     if not queue or (topic == self.slow and not appended) or queue[-1].appended > appended:
