@@ -118,6 +118,28 @@ def test_a_log_that_was_cut_below_what_is_wanted_is_an_error_of_state(log: Log) 
         asyncio.run(scenario())
 
 
+def test_a_log_that_was_cut_is_no_error_of_whom_the_partition_left_meanwhile(
+    log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next owner may have counted what retention has deleted since."""
+
+    async def scenario() -> None:
+        parts = Parts(log)
+        await parts.ingest.on_block(exposures(0, 2))
+        log.starts["xp.exposures"] = 5
+        log_starts = module.log_starts
+
+        async def leave_meanwhile(*args: Any) -> dict[str, int]:
+            parts.ingest.drop()
+            return await log_starts(*args)
+
+        monkeypatch.setattr(module, "log_starts", leave_meanwhile)
+        await parts.ingest.on_block(exposures(5, 2))
+        assert (parts.ingest.partitions, parts.source.seeks) == ([], [])
+
+    asyncio.run(scenario())
+
+
 def test_a_log_that_begins_late_is_taken_from_its_beginning(log: Log) -> None:
     async def scenario() -> None:
         log.starts["xp.exposures"] = 5
