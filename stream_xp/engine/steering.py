@@ -473,7 +473,9 @@ def config_is_due(record: ExperimentRecord, standing: Standing, held: ConfigReco
     if held is None or held.version < record.spec.version:
         return epoch.signal_id is not None or paused
     concluded = epoch.final == (held.status is not RolloutStatus.RUNNING)
-    behind = epoch.signal_id is not None and (held.weight_epoch < epoch.epoch or not concluded)
+    # No weight epoch is written of an experiment that is over: what follows from the next signal has the same number.
+    told = held.weight_epoch == epoch.epoch and held.signal_id in (None, epoch.signal_id)
+    behind = epoch.signal_id is not None and not (told and concluded)
     return behind or held.paused != paused
 
 

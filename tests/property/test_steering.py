@@ -318,6 +318,7 @@ def test_the_config_says_what_the_newest_epoch_says(asked, paused):
         older = msgspec.structs.replace(config, weight_epoch=epoch.epoch - 1)
         assert config_is_due(one, standing, older)
         assert config_is_due(one, standing, None)
+        assert config_is_due(one, standing, msgspec.structs.replace(config, signal_id="another"))
         newer = msgspec.structs.replace(config, version=2)
         assert not config_is_due(one, turned, newer)
 
