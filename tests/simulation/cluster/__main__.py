@@ -9,7 +9,7 @@ import time
 from collections import Counter
 
 from tests.simulation.cluster.batches import batches
-from tests.simulation.cluster.schedule import Schedule
+from tests.simulation.cluster.schedule import mixed
 from tests.simulation.cluster.watch import BrokenError
 from tests.simulation.cluster.world import installed
 
@@ -19,7 +19,7 @@ def traced(seed: int, steps: int | None) -> bool:
     lines: list[str] = []
     with installed():
         try:
-            Schedule(seed, trace=lines, steps=steps).run()
+            mixed(seed, trace=lines, steps=steps).run()
         except BrokenError as error:
             lines.append(str(error)[:2000])
             return False

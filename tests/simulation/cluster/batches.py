@@ -14,7 +14,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
 from typing import NamedTuple
 
-from tests.simulation.cluster.schedule import Schedule
+from tests.simulation.cluster.schedule import mixed
 from tests.simulation.cluster.watch import BrokenError
 from tests.simulation.cluster.world import installed
 
@@ -41,7 +41,7 @@ def run_batch(seeds: range, steps: int | None = None) -> Batch:
     began_s, broken, counts = time.process_time(), [], Counter[str]()
     with installed():
         for seed in seeds:
-            schedule = Schedule(seed, steps=steps)
+            schedule = mixed(seed, steps=steps)
             try:
                 schedule.run()
             except BrokenError as error:

@@ -18,15 +18,17 @@ from stream_xp.adapters.kafka_log import LogWriter
 from stream_xp.domain.decision import ConfigRecord
 from stream_xp.domain.statistics import Progress
 from stream_xp.engine import snapshot_log
+from stream_xp.engine import standing as standing_module
 from stream_xp.engine.columns import Block
-from stream_xp.engine.standing import Demand, Latch, Standing, said
+from stream_xp.engine.standing import Demand, Latch, Said, Standing, said
 from stream_xp.engine.state import EXPOSURES, PartitionState
 from stream_xp.engine.steering import config_after, epoch_after
-from stream_xp.services.decide import Decide, service
+from stream_xp.services.decide import Decide, chain, service
 from stream_xp.services.decide.heard import Heard
 from stream_xp.services.decide.signals import signal_of
 from stream_xp.services.experiments import Experiments
 from stream_xp.services.ingest import Ingest
+from stream_xp.services.signal_records import is_order
 
 Patch = contextlib.AbstractContextManager[Any]
 
@@ -204,6 +206,36 @@ def _damage_is_not_noticed() -> Patch:
     return stack
 
 
+def _orders_are_not_read() -> Patch:
+    """People say what they want, and no worker listens."""
+    take: Callable[..., None] = Heard._take_signal
+
+    def take_signal(self: Heard, value: bytes) -> None:
+        if not is_order(value):
+            take(self, value)
+
+    return mock.patch.object(Heard, "_take_signal", take_signal)
+
+
+def _reset_is_not_looked_at() -> Patch:
+    """A decision counts though it was made before a person took back what was in force."""
+    decided: Callable[..., Standing | str] = standing_module._decided
+
+    def whenever(spec: Any, now: Standing, one: Said, decision: Any) -> Standing | str:
+        return decided(spec, now, one._replace(since=now.since), decision)
+
+    return mock.patch.object(standing_module, "_decided", whenever)
+
+
+def _pause_is_not_told() -> Patch:
+    """Applications do not hear of a pause."""
+    return mock.patch.object(chain, "config_after", _config_without_pause)
+
+
+def _config_without_pause(*args: Any, **named: Any) -> ConfigRecord:
+    return msgspec.structs.replace(config_after(*args, **named), paused=False)
+
+
 MUTANTS: dict[str, Callable[[], Patch]] = {
     "commit before snapshot": _commit_before_snapshot,
     "apply after a hole": _apply_after_a_hole,
@@ -222,6 +254,9 @@ MUTANTS: dict[str, Callable[[], Patch]] = {
     "any beginning": _any_beginning,
     "own signal": _own_signal,
     "damage is not noticed": _damage_is_not_noticed,
+    "orders are not read": _orders_are_not_read,
+    "reset is not looked at": _reset_is_not_looked_at,
+    "pause is not told": _pause_is_not_told,
 }
 
 

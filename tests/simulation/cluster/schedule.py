@@ -20,19 +20,27 @@ _MOST_NODES = 3
 HAND_OVER_MS = 6_000
 """Longer than a worker tries to write out what it gives away."""
 _SPOILT_AT_LAST = 0.2
+_MOVING = ("xp.signals", "xp.experiments", "xp.config")
 _COMPACTED = ("xp.state", "xp.stats", "xp.results", "xp.config", "xp.deadletter")
 
 
 class Schedule:
     """One run of a world; the weights of what can happen are drawn first, many of them 0.
 
-    With `hangs` writes also hang while partitions leave and come back. `steps` is drawn where it is not given.
+    With `hangs` writes also hang while partitions leave and come back, with `orders` people order things, also while a
+    decision is under way. `steps` is drawn where it is not given.
     """
 
     def __init__(
-        self, seed: int, *, trace: list[str] | None = None, hangs: bool = False, steps: int | None = None
+        self,
+        seed: int,
+        *,
+        trace: list[str] | None = None,
+        hangs: bool = False,
+        orders: bool = False,
+        steps: int | None = None,
     ) -> None:
-        self.world = World(seed, trace=trace)
+        self.world = World(seed, trace=trace, orders=orders)
         rng = self.world.rng
         drawn_steps = rng.choice([60, 150, 300])
         self.steps = drawn_steps if steps is None else steps
@@ -72,6 +80,8 @@ class Schedule:
         }
         if hangs:
             faults[self.hang] = 1.2
+        if orders:
+            usual[self.order] = 5.0
         drawn = {what: weight * rng.choice([0.0, 0.5, 1.0, 3.0]) for what, weight in faults.items()}
         chosen = usual | drawn | {self.wake: 1.5, self.orphan: 2.0, self.feed: 0.7, self.go_well: 3.0}
         self._happenings, self._weights = list(chosen), list(chosen.values())
@@ -113,6 +123,7 @@ class Schedule:
         counts["effect boundaries"] = self.world.gates
         counts["decisions"], counts["decisions that came late"] = len(watch.signals), len(watch.late_signals)
         counts["partitions counted again from damage on"] = len(watch.replayed)
+        counts["orders"], counts["taken back"] = len(watch.orders), len(watch.taken_back)
         counts["commits"], counts["statistics"] = len(watch.commits), len(watch.published)
         return counts
 
@@ -191,6 +202,9 @@ class Schedule:
             for _ in range(self.world.rng.choice([0, 1, 10, 30])):
                 self.world.produce(self.world.rng.choice(SOURCES))
             _round(self.world, evaluates=self.world.rng.random() < 0.7)
+
+    def order(self) -> None:
+        self.world.order()
 
     # --- faults ---------------------------------------------------------------------------------------------------
 
@@ -342,6 +356,8 @@ class Schedule:
         # Read, settled and published, one after the other: only what was published can be evaluated.
         for evaluates in (False, False, False, True):
             _round(world, evaluates=evaluates)
+        if world.people is not None:
+            rng.choice([lambda: None, world.order, world.change_minds, world.change_minds])()
         node = self._one([node for node in world.nodes if node.serves and node.has_sent(world.slow)])
         if node is not None and rng.random() < 0.7:
             world.crash(node, lost=False)
@@ -401,6 +417,11 @@ class Schedule:
         return self.world.rng.choice(choices) if choices else None
 
 
+def mixed(seed: int, *, trace: list[str] | None = None, steps: int | None = None) -> Schedule:
+    """The schedule of a seed among all kinds: with people in every other one, hanging writes in every fourth."""
+    return Schedule(seed, trace=trace, orders=seed % 2 == 1, hangs=seed % 4 == 3, steps=steps)
+
+
 def to_tell(world: World) -> list:
     """Nodes whose next heartbeat has news for them."""
     return [
@@ -436,6 +457,8 @@ def run_out(world: World) -> bool:
         raise BrokenError(f"progress: not everything was read and settled after {_ROUNDS} rounds")
     for at in range(2):
         _round(world, evaluates=at % 2 == 1)
+    if world.people is not None:
+        _follow_up(world)
     for node in list(world.nodes):
         world.stop(node)
     for _ in range(_ROUNDS):
@@ -443,6 +466,18 @@ def run_out(world: World) -> bool:
         if not world.nodes:
             return not world.watch.stands_still()
     raise BrokenError("progress: the workers do not stop")
+
+
+def _follow_up(world: World) -> None:
+    """Let everything follow that was ordered: weights of a reset, a decision after them, its weights, and configs."""
+    said = -1
+    for _ in range(_ROUNDS):
+        before, said = said, sum(len(world.log.history(name)) for name in _MOVING)
+        if said == before:
+            return
+        for _ in range(2):
+            _round(world, evaluates=True)
+    raise BrokenError("progress: decisions, weights and configs follow each other without an end")
 
 
 def _outwait(world: World) -> None:

@@ -19,6 +19,9 @@ SEEDS = {
     "commit before snapshot": 0,
     "config before signal": 3,
     "damage is not noticed": 24,
+    "orders are not read": 3,
+    "pause is not told": 7,
+    "reset is not looked at": 3,
     "no cover": 17,
     "no latch": 3,
     "no wait for acknowledgement": 0,
@@ -34,6 +37,8 @@ SEEDS = {
 FURTHER = 60
 HANGING = ("ownership is not looked at",)
 """Found where writes hang while partitions leave and come back."""
+ORDERED = ("orders are not read", "pause is not told", "reset is not looked at")
+"""Found where people order things."""
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +53,7 @@ def test_a_fault_is_found(name: str) -> None:
     with active(name):
         for seed in range(first, first + FURTHER):
             try:
-                Schedule(seed, hangs=name in HANGING).run()
+                Schedule(seed, hangs=name in HANGING, orders=name in ORDERED).run()
             except BrokenError as error:
                 print(f"{name}: seed {seed}: {str(error)[:150]}")
                 return

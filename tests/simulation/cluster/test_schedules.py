@@ -13,6 +13,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from stream_xp.domain.decision import RolloutStatus
+from stream_xp.domain.operator import OperatorAction
 from stream_xp.engine.snapshot_log import KeyedRecord, Snapshot
 from tests.simulation.cluster.schedule import Schedule
 from tests.simulation.cluster.watch import BrokenError
@@ -29,6 +31,8 @@ WORDS = (
 SEEDS = (11, 15, 24, 26, 29, 61)
 """Together they reach everything, nearly all of it twice; too rare to be asked for are remains without a manifest."""
 
+ORDERED = (3, 5, 49, 142, 187, 195)
+"""With these, people do all that they can, and applications are told all that they can be."""
 DAMAGED = ((64, False), (66, True))
 """At the end of these a page of the newest snapshot is damaged, and nobody is left to write it again: whoever loads the
 partition begins before what is published. `Verdict.check_restart` judges it."""
@@ -44,6 +48,27 @@ def cluster() -> Iterator[None]:
 def test_nothing_is_lost_or_doubled(batch: int) -> None:
     for seed in range(batch * SCHEDULES, (batch + 1) * SCHEDULES):
         Schedule(seed).run()
+
+
+def test_what_people_order_is_followed() -> None:
+    seen: Counter[str] = Counter()
+    for seed in ORDERED:
+        schedule = Schedule(seed, orders=True)
+        schedule.run()
+        watch = schedule.world.watch
+        seen.update(f"ordered {order.data.action}" for order in watch.orders)
+        seen.update(f"told {config.status}" for config in watch.configs)
+        seen["told of a pause"] += sum(config.paused for config in watch.configs)
+        seen["taken back"] += len(watch.taken_back)
+        seen["proposed"] += sum(signal.data.proposed for signal in watch.signals)
+    print(seen)
+    assert all(
+        seen[f"ordered {action}"] for action in OperatorAction if action is not OperatorAction.SET_STAGE
+    )
+    assert all(seen[f"told {status}"] for status in RolloutStatus)
+    assert seen["told of a pause"]
+    assert seen["taken back"]
+    assert seen["proposed"]
 
 
 @pytest.mark.parametrize(("seed", "hangs"), DAMAGED)

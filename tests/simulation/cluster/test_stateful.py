@@ -31,9 +31,9 @@ class Cluster(RuleBasedStateMachine):
         assert self._schedule is not None
         return self._schedule.world
 
-    @initialize(seed=st.integers(0, 10_000), nodes=st.integers(1, 3))
-    def start(self, seed: int, nodes: int) -> None:
-        self._schedule = Schedule(seed)
+    @initialize(seed=st.integers(0, 10_000), nodes=st.integers(1, 3), orders=st.booleans())
+    def start(self, seed: int, nodes: int, orders: bool) -> None:
+        self._schedule = Schedule(seed, orders=orders)
         for _ in range(nodes):
             self.world.spawn()
         self._do(self._schedule.release, 30)
@@ -97,6 +97,10 @@ class Cluster(RuleBasedStateMachine):
     @rule(at=st.integers(0, 10))
     def change_config(self, at: int) -> None:
         self._do(lambda: self.world.change_specs(at))
+
+    @rule(n=_TURNS)
+    def order(self, n: int) -> None:
+        self._among("order", "evaluate", "release", "write", times=n)
 
     @invariant()
     def nothing_is_broken(self) -> None:

@@ -75,20 +75,24 @@ _ERRORS = _metric(
 
 
 class Catalogue:
-    """The specs of a world, and what may change on their topic; `guarded`: with a guardrail.
+    """The specs of a world, and what may change on their topic.
+
+    `guarded`: with a guardrail; `asks`: a person must approve what is concluded.
 
     Attributes:
         changes: of the topic of experiments: what, key, value.
     """
 
-    def __init__(self, *, guarded: bool) -> None:
+    def __init__(self, *, guarded: bool, asks: bool) -> None:
         guards = [_ERRORS] * guarded
+        ends: dict[str, Any] = {"conclusion": {"mode": "approve"}} if asks else {}
+        devices = {"device": ["ios"]}
         self._specs = {
-            ("one", 1): _spec("one", 1, [_CLICK, *guards]),
-            ("one", 2): _spec("one", 2, [_CLICK, _VISIT, *guards], segments={"device": ["ios"]}),
-            ("two", 1): _spec("two", 1, [_SPEND, _VISIT, *guards]),
+            ("one", 1): _spec("one", 1, [_CLICK, *guards], **ends),
+            ("one", 2): _spec("one", 2, [_CLICK, _VISIT, *guards], segments=devices, **ends),
+            ("two", 1): _spec("two", 1, [_SPEND, _VISIT, *guards], **ends),
         }
-        other_design = _spec("one", 1, [{**_CLICK, "attribution_window": "30ms"}, *guards])
+        other_design = _spec("one", 1, [{**_CLICK, "attribution_window": "30ms"}, *guards], **ends)
         one, two = b"one", b"two"
         self.changes: list[tuple[str, bytes, bytes | None]] = [
             ("more weight epochs", one, self.record("one", 1, epochs=2)),
@@ -111,7 +115,11 @@ class Catalogue:
         return _encoded(self._specs[experiment, version], epochs, status)
 
 
-CATALOGUES = {guarded: Catalogue(guarded=guarded) for guarded in (False, True)}
+CATALOGUES = {
+    (guarded, asks): Catalogue(guarded=guarded, asks=asks)
+    for guarded in (False, True)
+    for asks in (False, True)
+}
 
 POISON: list[bytes | None] = [
     b"{",
@@ -133,6 +141,7 @@ class Traffic:
 
     Attributes:
         strays: share of exposures in an arm of weight 0: a sample-ratio mismatch at the first of them.
+        two_armed: share of exposures in any arm, whichever the unit was in before.
         followed: share of rewards that are of a unit that was exposed before.
     """
 
@@ -141,12 +150,16 @@ class Traffic:
         self.strays = rng.choice([0.0, 0.0, 0.1, 0.3])
         self.followed = rng.choice([0.0, 0.8])
         self._units = rng.choice([4, 12, 60])
-        self._two_armed = rng.choice([0.0, 0.0, 0.05])
+        self.two_armed = rng.choice([0.0, 0.0, 0.05])
         self._spoilt = rng.choice([0.0, 0.1, 0.3])
         self._repeated = rng.choice([0.0, 0.05, 0.3])
         self._made = 0
         self._exposed: list[str] = []
         self._sent: dict[str, list[tuple[bytes, bytes | None]]] = {"exposures": [], "rewards": []}
+
+    def go_well(self) -> None:
+        """Nothing that makes an experiment invalid, and many rewards: an arm is better soon."""
+        self.strays, self.two_armed, self.followed = 0.0, 0.0, 0.8
 
     def record(self, topic: str, now_ms: int, *, kind: str | None = None) -> tuple[bytes, bytes | None]:
         """Key and value of the next record; `kind` is one of poison, repeat, late, early, or left to chance."""
@@ -181,7 +194,7 @@ class Traffic:
         rng, unit = self._rng, self._unit()
         self._exposed.append(unit)
         arm = "ab"[zlib.crc32(unit.encode()) // 7 % 2] if rng.random() >= self.strays else "c"
-        if rng.random() < self._two_armed:
+        if rng.random() < self.two_armed:
             arm = rng.choice(["a", "b", "none such"])
         body: dict[str, Any] = {
             "unit": unit,

@@ -17,12 +17,14 @@ from random import Random
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+import msgspec
 import structlog
 from aiokafka.errors import KafkaTimeoutError
 from faust.types.tuples import TP
 
 from stream_xp.adapters import kafka_log
 from stream_xp.domain.codec import Limits
+from stream_xp.domain.operator import OrderSignal
 from stream_xp.engine.columns import Block
 from stream_xp.services import experiments as experiments_module
 from stream_xp.services import ingest as ingest_module
@@ -33,6 +35,7 @@ from tests.simulation.cluster.clients import AIOKAFKA, Write
 from tests.simulation.cluster.log import Log, Partition
 from tests.simulation.cluster.loop import OWNER, VirtualLoop, wait_for
 from tests.simulation.cluster.node import Node
+from tests.simulation.cluster.orders import People
 from tests.simulation.cluster.shortcuts import REPLACED, begin
 from tests.simulation.cluster.traffic import (
     ACTIVATION_MS,
@@ -69,9 +72,11 @@ class World:
         owners: per source and statistics partition, who got it last, and when.
         happened, gates: lines of the trace so far, and calls of nodes to what is outside of them.
         tasks: the names under which snapshots are written: who began with each, and when.
+
+    With `orders` there are people who order things, and in half of the worlds what is concluded is proposed to them.
     """
 
-    def __init__(self, seed: int, *, trace: list[str] | None = None) -> None:
+    def __init__(self, seed: int, *, trace: list[str] | None = None, orders: bool = False) -> None:
         self.seed, self.rng, self.trace = seed, Random(seed), trace
         begin(seed)
         self.loop = VirtualLoop()
@@ -110,7 +115,13 @@ class World:
         self.starved = self.slow = "nothing"
         self.happened = self.gates = 0
         self.watch = Watch(self)
-        self.catalogue = CATALOGUES[choose([False, True, True])]
+        guarded = choose([False, True, True])
+        # What harms, or is invalid, is stopped before anybody can be asked.
+        asks = orders and not guarded
+        if asks:
+            self.traffic.go_well()
+        self.catalogue = CATALOGUES[guarded, asks]
+        self.people = People(self.rng, asked=asks) if orders else None
         self.specs(b"one", self.catalogue.record("one", 1), "in force from the beginning")
         self.loop.now_ms += ACTIVATION_MS
 
@@ -218,6 +229,26 @@ class World:
         """Append to the topic of experiments."""
         self.log.append("xp.experiments", 0, key=key, value=value, now_ms=self.now_ms, writer="user")
         self.note(f"experiments: {key!r} {what}")
+
+    def order(self) -> None:
+        """Somebody orders something, if there is anybody."""
+        if self.people is not None:
+            self._write_order(self.people.order(self.watch.rulings))
+
+    def change_minds(self) -> None:
+        """Somebody stops an experiment and takes it back."""
+        if self.people is not None:
+            for one in self.people.change_their_minds():
+                self._write_order(one)
+
+    def _write_order(self, one: OrderSignal) -> None:
+        key, value = one.subject.encode(), msgspec.json.encode(one)
+        partition = partition_of(one.subject, len(self.log.topics["xp.signals"]))
+        self.log.append("xp.signals", partition, key=key, value=value, now_ms=self.now_ms, writer="person")
+        self.note(
+            f"a person: {one.id}: {one.data.action} {one.subject} {one.data.version} {one.data.signal_id}"
+        )
+        self.watch.ordered(one)
 
     def truncate(self, tp: TP, start: int) -> None:
         """Retention deletes what is below `start`; above what is committed, the partition must stand still for good."""
