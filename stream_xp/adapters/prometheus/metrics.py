@@ -111,7 +111,7 @@ class Metrics(Telemetry, Collector):
 
         An outcome can fall, where an exposure becomes a crossover: then nothing is added before it is higher again.
         """
-        held = self._highest.setdefault(report.partition, report.outcomes)
+        held = self._highest.setdefault(report.partition, dict(report.outcomes))
         if held == report.outcomes:
             return
         for topic in TOPICS:
