@@ -14,7 +14,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
 from typing import NamedTuple
 
-from tests.simulation.cluster.schedule import mixed
+from tests.simulation.cluster.schedule import Kind
 from tests.simulation.cluster.watch import BrokenError
 from tests.simulation.cluster.world import installed
 
@@ -31,7 +31,7 @@ class Batch(NamedTuple):
     cpu_s: float
 
 
-def run_batch(seeds: range, steps: int | None = None) -> Batch:
+def run_batch(seeds: range, kind: Kind) -> Batch:
     """Run some schedules, without a collection of garbage in their midst.
 
     What the process held before is never looked at again: it is most of what a collection would go through.
@@ -41,7 +41,7 @@ def run_batch(seeds: range, steps: int | None = None) -> Batch:
     began_s, broken, counts = time.process_time(), [], Counter[str]()
     with installed():
         for seed in seeds:
-            schedule = mixed(seed, steps=steps)
+            schedule = kind.schedule(seed)
             try:
                 schedule.run()
             except BrokenError as error:
@@ -51,9 +51,9 @@ def run_batch(seeds: range, steps: int | None = None) -> Batch:
     return Batch(len(seeds), broken, counts, time.process_time() - began_s)
 
 
-def batches(seeds: range, *, processes: int, steps: int | None) -> Iterator[Batch]:
+def batches(seeds: range, kind: Kind, *, processes: int) -> Iterator[Batch]:
     """What came of all schedules, as it comes."""
-    run = partial(run_batch, steps=steps)
+    run = partial(run_batch, kind=kind)
     parts = [seeds[at : at + _TOGETHER] for at in range(0, len(seeds), _TOGETHER)]
     if processes == 1 or len(parts) == 1:
         yield from map(run, parts)

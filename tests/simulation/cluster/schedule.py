@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from stream_xp.services.ingest import ASK_S, STALL_S
 from tests.simulation.cluster.traffic import ACTIVATION_MS
@@ -87,12 +87,15 @@ class Schedule:
         self._happenings, self._weights = list(chosen), list(chosen.values())
         self._faults = {what.__name__ for what in faults}
         self._done: Counter[str] = Counter()
+        given = f" --steps {steps}" if steps is not None else ""
+        kinds = f"--{'no-' * (not hangs)}hangs --{'no-' * (not orders)}orders"
+        self._again = f"--seed {seed} {kinds}{given}"
 
     def run(self) -> None:
         """Everything, from start to verdict.
 
         Raises:
-            BrokenError: something does not hold; the message names the seed.
+            BrokenError: something does not hold; the message says how to run the schedule again.
         """
         world = self.world
         try:
@@ -110,7 +113,7 @@ class Schedule:
                 self.spoil_at_last()
             Verdict(world).give(whole=whole)
         except BrokenError as error:
-            raise BrokenError(f"seed {world.seed}: {error}") from error
+            raise BrokenError(f"{self._again}: {error}") from error
         finally:
             world.close()
 
@@ -417,9 +420,20 @@ class Schedule:
         return self.world.rng.choice(choices) if choices else None
 
 
-def mixed(seed: int, *, trace: list[str] | None = None, steps: int | None = None) -> Schedule:
-    """The schedule of a seed among all kinds: with people in every other one, hanging writes in every fourth."""
-    return Schedule(seed, trace=trace, orders=seed % 2 == 1, hangs=seed % 4 == 3, steps=steps)
+class Kind(NamedTuple):
+    """What the schedules of a run are like; where it does not say, people order in every other one, by the seed, and
+    writes hang in every fourth. `steps` is drawn where it is not given.
+    """
+
+    steps: int | None = None
+    hangs: bool | None = None
+    orders: bool | None = None
+
+    def schedule(self, seed: int, *, trace: list[str] | None = None) -> Schedule:
+        """The schedule of a seed."""
+        hangs = seed % 4 == 3 if self.hangs is None else self.hangs
+        orders = seed % 2 == 1 if self.orders is None else self.orders
+        return Schedule(seed, trace=trace, hangs=hangs, orders=orders, steps=self.steps)
 
 
 def to_tell(world: World) -> list:

@@ -100,7 +100,7 @@ def test_what_does_not_hold_names_its_seed(monkeypatch: pytest.MonkeyPatch) -> N
         self.watch.fail("I0", "never")
 
     monkeypatch.setattr(World, "produce", produce)
-    with pytest.raises(BrokenError, match="seed 7: I0: never"):
+    with pytest.raises(BrokenError, match="--seed 7 --no-hangs --no-orders: I0: never"):
         Schedule(7).run()
 
 
