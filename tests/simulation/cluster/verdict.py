@@ -282,13 +282,13 @@ class Verdict:
     def check_configs(self) -> None:
         """I10: what is in force is what applications follow, and what is said last."""
         watch = self._world.watch
-        results, configs = {}, {}
+        results: dict[str, Result] = {}
         for _, _, result in watch.results:
-            results[result.experiment] = result
-        for config in watch.configs:
-            held = configs.get(config.experiment)
-            if held is None or config.config_version >= held.config_version:
-                configs[config.experiment] = config
+            if result.experiment not in results or result.version >= results[result.experiment].version:
+                results[result.experiment] = result
+        configs: dict[str, ConfigRecord] = {}
+        for config in sorted(watch.configs, key=lambda one: one.config_version):
+            configs[config.experiment] = config
         for (experiment, version), ruling in watch.rulings.items():
             if experiment not in results or not self._is_newest(experiment, version, results[experiment]):
                 continue
